@@ -1,0 +1,1 @@
+"""vrpo: post-train language models with reinforcement learning when the reward cannot be trusted."""

@@ -1,0 +1,124 @@
+"""`algorithm:` and `critic:` the learning rule and the value model."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from vrpo.config.base import Strict
+
+UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
+Truncation = Literal["terminal", "bootstrap", "mask"]
+
+
+class PpoConfig(Strict):
+    """PPO-clip on GAE advantages. `vrpo` is the same rule; its preset makes the critic robust."""
+
+    type: Literal["ppo", "vrpo"] = "ppo"
+    gamma: float = Field(1.0, gt=0.0, le=1.0)
+    """Discount per token."""
+    lam: UnitInterval = 0.95
+    """GAE lambda of the advantages: 0 trusts the critic (one-step TD), 1 trusts the reward (Monte Carlo)."""
+    lam_value: UnitInterval = 1.0
+    """GAE lambda of the critic's targets; 1 with gamma 1 is the Monte-Carlo return whatever V says."""
+    length_adaptive_alpha: float | None = Field(None, gt=0.0)
+    """When set, lam is 1 - 1 / (alpha * length) per response (VAPO) and `lam` is not used."""
+    cliprange: float = Field(0.2, gt=0.0, lt=1.0)
+    """Lower clip: the ratio's gradient stops below 1 - cliprange."""
+    cliprange_high: float = Field(0.28, gt=0.0)
+    """Upper clip: the ratio's gradient stops above 1 + cliprange_high."""
+    kl_coef: float = Field(0.0, ge=0.0)
+    """Weight of the KL to the initial model, subtracted from the reward token by token."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Per-token estimator of that KL."""
+    whiten_advantages: bool = True
+    """Centre and scale the advantages over the step's valid tokens."""
+    truncation: Truncation = "terminal"
+    """A response cut at the length limit: `terminal` ends it with its reward; `bootstrap` adds V after the last
+    token; `mask` leaves it out of every loss."""
+
+
+class GrpoConfig(Strict):
+    """Group-relative policy optimisation: no critic, the group mean is the baseline."""
+
+    type: Literal["grpo"] = "grpo"
+    scale: Literal["std", "none"] = "std"
+    """Divide by the group's standard deviation (GRPO) or not (Dr. GRPO)."""
+    cliprange: float = Field(0.2, gt=0.0, lt=1.0)
+    """Lower clip: the ratio's gradient stops below 1 - cliprange."""
+    cliprange_high: float = Field(0.28, gt=0.0)
+    """Upper clip: the ratio's gradient stops above 1 + cliprange_high."""
+    kl_coef: float = Field(0.0, ge=0.0)
+    """Weight of the KL to the initial model, added to the loss token by token."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Per-token estimator of that KL."""
+    truncation: Literal["terminal", "mask"] = "terminal"
+    """A response cut at the length limit counts with its reward (`terminal`) or not at all (`mask`)."""
+
+
+AlgorithmConfig = Annotated[PpoConfig | GrpoConfig, Field(discriminator="type")]
+
+
+class ScalarHead(Strict):
+    """V(s) = w . h + b: the plain PPO critic."""
+
+    type: Literal["scalar"] = "scalar"
+
+
+class BottleneckHead(Strict):
+    """Variational information bottleneck: h -> Gaussian z -> MLP -> V."""
+
+    type: Literal["bottleneck"] = "bottleneck"
+    latent_dim: int | None = Field(None, ge=1)
+    """K, dimensions of z. null: an eighth of the hidden size, between 16 and 256."""
+    beta: float = Field(0.015, ge=0.0)
+    """Weight of KL(q(z|h) || N(0, I)) in nats a token, as a multiple of the running variance of returns."""
+    beta_warmup: UnitInterval = 0.2
+    """Share of all critic updates over which beta rises linearly from 0."""
+    sample: bool = True
+    """Draw z in the loss. false: the mean everywhere (the sigma -> 0 limit)."""
+
+
+HeadConfig = Annotated[ScalarHead | BottleneckHead, Field(discriminator="type")]
+
+
+class SemanticConfig(Strict):
+    """Auxiliary losses that keep the value features readable by the frozen language-model head."""
+
+    mode: Literal["off", "literal", "kl_ref"] = "off"
+    """`literal`: lower entropy and log-perplexity on the selected tokens; `kl_ref`: KL(p_ref || p) there instead."""
+    selector: Literal["value", "reference"] = "value"
+    """Whose entropy and perplexity choose the tokens: the value features' or the frozen language model's."""
+    fraction: float = Field(0.2, gt=0.0, le=1.0)
+    """Share of tokens each threshold aims at."""
+    threshold_decay: float = Field(0.9, ge=0.0, lt=1.0)
+    """Decay of the running threshold over steps."""
+    entropy_coef: float = Field(0.003, ge=0.0)
+    """lam_H, on the entropy term (mode literal) or on the KL over the high-entropy tokens (kl_ref)."""
+    nll_coef: float = Field(0.003, ge=0.0)
+    """lam_P, on the negative log-likelihood term (literal) or on the KL over the high-perplexity tokens (kl_ref)."""
+
+
+class CriticConfig(Strict):
+    """The value model: its own copy of the backbone, a head, and its own optimizer."""
+
+    path: str | None = None
+    """Start from this critic folder of an earlier run, or this model. null: a copy of the policy's initial model."""
+    head: HeadConfig = ScalarHead()
+    semantic: SemanticConfig = SemanticConfig()
+    warmup_steps: int = Field(10, ge=0)
+    """Steps at the start in which only the critic learns: a cold critic must not be trusted."""
+    epochs: int = Field(1, ge=1)
+    """Passes of the critic over each step's data."""
+    learning_rate: float = Field(5e-6, gt=0.0)
+    """Peak learning rate; 2-5 times the policy's is usual."""
+    cliprange_value: float | None = Field(None, gt=0.0)
+    """Clip the new value to within this of the old one in the loss, in reward units. null: off."""
+
+    @model_validator(mode="after")
+    def _clip_needs_means(self) -> Self:
+        if self.cliprange_value is not None and isinstance(self.head, BottleneckHead) and self.head.sample:
+            raise ValueError(
+                "cliprange_value with a sampled bottleneck takes sampling noise for an update; "
+                "set head.sample: false or cliprange_value: null"
+            )
+        return self

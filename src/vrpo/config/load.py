@@ -1,0 +1,219 @@
+"""YAML and overrides to a validated configuration; every mistake is one line with value, rule and fix."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from vrpo.config.base import Strict
+from vrpo.errors import ConfigError
+
+ConfigT = TypeVar("ConfigT", bound=Strict)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"no configuration file at {path}; give the path of a YAML file or of a folder with a config.yaml"
+        )
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise ConfigError(
+            f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}; fix that line"
+        ) from error
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{path} holds {type(data).__name__}, not a mapping; a configuration starts with keys such as `model:`"
+        )
+    return data
+
+
+def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """`a.b=value` on top of `data`; the value is read as YAML."""
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {item!r} is not KEY=VALUE; write for example --set train.steps=100")
+        try:
+            value = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {item!r}: the value is not valid YAML; quote it") from error
+        data = _set(data, key.split("."), value, key)
+    return data
+
+
+def build(schema: type[ConfigT], data: dict[str, Any]) -> ConfigT:
+    """The validated configuration."""
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(explain_validation(schema, error)) from error
+
+
+def load(schema: type[ConfigT], path: str | Path, overrides: list[str] | None = None) -> ConfigT:
+    """Read, override and validate a configuration file."""
+    return build(schema, apply_overrides(read_yaml(path), overrides or []))
+
+
+def to_yaml(config: Strict) -> str:
+    """The resolved configuration: every key, in the order of the schema."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def explain_validation(schema: type[BaseModel], error: ValidationError) -> str:
+    """The first mistake in one line; the number of further ones, if any."""
+    mistakes = error.errors()
+    first = mistakes[0]
+    # pydantic puts the tag of a discriminated union into the location; a user's key path has none
+    path = _user_path(schema, first["loc"])
+    key = ".".join(path)
+    value = _short(first["input"])
+    match first["type"]:
+        case "extra_forbidden":
+            line = f"unknown key {key!r}{_nearest(schema, first['loc'])}"
+        case "missing":
+            line = f"{key} is required; add it"
+        case "union_tag_invalid" | "union_tag_not_found":
+            context = first.get("ctx", {})
+            line = f"{key or 'config'}={value}: `type` must be one of {context.get('expected_tags', 'the known types')}"
+        case "value_error":
+            line = str(first["msg"]).removeprefix("Value error, ")
+            line = f"{key}: {line}" if key else line
+        case _:
+            line = f"{key}={value}: {_lower(first['msg'])}; `vrpo explain {key}` says what it takes"
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return " ".join(line.split()) + more
+
+
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The section classes named anywhere in a field's type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in getattr(annotation, "__args__", ()) for section in sections_in(part)]
+
+
+def _user_path(schema: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
+    """The location without union tags."""
+    path: list[str] = []
+    sections = [schema]
+    for part in loc:
+        if isinstance(part, int):
+            path.append(str(part))
+            continue
+        if not part.isidentifier():  # pydantic's name for one branch of a plain union
+            continue
+        inside = [
+            f
+            for s in sections
+            if part in s.model_fields
+            for f in sections_in(s.model_fields[part].annotation)
+        ]
+        known = any(part in s.model_fields for s in sections)
+        tags = [s for s in sections if part in _tags(s)]
+        if not known and tags:
+            sections = tags
+            continue
+        path.append(part)
+        sections = inside or sections
+    return path
+
+
+def _tags(section: type[BaseModel]) -> tuple[str, ...]:
+    field = section.model_fields.get("type")
+    return () if field is None else tuple(getattr(field.annotation, "__args__", ()))
+
+
+def _nearest(schema: type[BaseModel], loc: tuple[str | int, ...]) -> str:
+    """What the misspelt last part of `loc` was probably meant to be."""
+    sections = [schema]
+    for part in loc[:-1]:
+        if isinstance(part, int):
+            continue
+        tagged = [s for s in sections if part in _tags(s)]
+        inside = [
+            f
+            for s in sections
+            if part in s.model_fields
+            for f in sections_in(s.model_fields[part].annotation)
+        ]
+        sections = inside or tagged or sections
+    names = [name for section in sections for name in section.model_fields]
+    near = difflib.get_close_matches(str(loc[-1]), names, n=1, cutoff=0.5)
+    elsewhere = _find_key(schema, str(loc[-1]))
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    if elsewhere:
+        return f"; it belongs under {elsewhere!r}"
+    return f"; known keys here: {', '.join(dict.fromkeys(names))}"
+
+
+def _find_key(schema: type[BaseModel], name: str, prefix: str = "") -> str | None:
+    for field, info in schema.model_fields.items():
+        for section in sections_in(info.annotation):
+            if name in section.model_fields:
+                return f"{prefix}{field}"
+            deeper = _find_key(section, name, f"{prefix}{field}.")
+            if deeper:
+                return deeper
+    return None
+
+
+def _set(data: dict[str, Any], keys: list[str], value: Any, whole: str) -> dict[str, Any]:
+    key, rest = keys[0], keys[1:]
+    if not rest:
+        return {**data, key: value}
+    below = data.get(key)
+    if below is None:
+        below = {}
+    if isinstance(below, str) and key == "algorithm":
+        below = {"type": below}
+    if not isinstance(below, dict):
+        raise ConfigError(
+            f"--set {whole}: {key!r} holds {_short(below)}, which has no keys; set {key!r} as a whole"
+        )
+    return {**data, key: _set(below, rest, value, whole)}
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-6` as text and repeats of a key as the last one; here they are a number and an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (list, dict)) or key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands twice or is no name", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)

@@ -1,0 +1,209 @@
+"""`rewards:` the functions that judge a completion, and the noise put on their verdict."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from vrpo.config.base import Strict
+
+Rate = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class ExactReward(Strict):
+    """1 when the completion, stripped, equals the answer column, else 0."""
+
+    type: Literal["exact"] = "exact"
+    weight: float = 1.0
+    """Factor in the weighted sum of functions."""
+    column: str = "answer"
+    """Column that holds the right answer."""
+    prefix: bool = False
+    """Compare only as much of the completion as its first line's first word; for models that go on talking."""
+
+
+class MathReward(Strict):
+    """1 when `math-verify` finds the completion's final answer equal to the answer column, else 0."""
+
+    type: Literal["math"] = "math"
+    weight: float = 1.0
+    column: str = "answer"
+
+
+class ChoiceReward(Strict):
+    """1 when the first choice letter in the completion is the answer column's letter, else 0."""
+
+    type: Literal["choice"] = "choice"
+    weight: float = 1.0
+    column: str = "answer"
+
+
+class FunctionReward(Strict):
+    """A Python function with TRL's signature: f(prompts, completions, **columns) -> list[float | None]."""
+
+    type: Literal["function"] = "function"
+    file: str
+    """Python file, relative to the working directory. It is executed: use only files you trust."""
+    name: str
+    """Function in that file; plain or async."""
+    weight: float = 1.0
+
+
+RewardFunctionConfig = Annotated[
+    ExactReward | MathReward | ChoiceReward | FunctionReward, Field(discriminator="type")
+]
+
+
+class FlipRates(Strict):
+    """Rates of a binary channel: r in {0, 1} is seen as r~."""
+
+    false_positive: Rate = 0.0
+    """rho+ = P(r~ = 1 | r = 0)."""
+    false_negative: Rate = 0.0
+    """rho- = P(r~ = 0 | r = 1)."""
+
+    @property
+    def informativeness(self) -> float:
+        """J = 1 - rho+ - rho-; learning needs J > 0."""
+        return 1.0 - self.false_positive - self.false_negative
+
+
+class _InformativeRates(FlipRates):
+    @model_validator(mode="after")
+    def _must_inform(self) -> Self:
+        if self.informativeness <= 0:
+            raise ValueError(
+                f"J = 1 - {self.false_positive} - {self.false_negative} = {self.informativeness:.2g} <= 0, nothing can be "
+                "learned from this reward; lower the rates, or say `type: adversarial` if that is the experiment"
+            )
+        return self
+
+
+class FlipNoise(_InformativeRates):
+    """One draw per rollout flips its 0/1 reward."""
+
+    type: Literal["flip"] = "flip"
+
+
+class PromptFlipNoise(Strict):
+    """One draw per prompt and step inverts the 0/1 rewards of its whole group."""
+
+    type: Literal["prompt_flip"] = "prompt_flip"
+    rate: float = Field(ge=0.0, lt=0.5)
+    """Share of prompts inverted; J = 1 - 2 rate."""
+
+
+class PersistentNoise(_InformativeRates):
+    """A hash of prompt and completion decides the flip: sampling the same answer again never averages it out."""
+
+    type: Literal["persistent"] = "persistent"
+
+
+class WrongLabelNoise(Strict):
+    """A fixed share of prompts is judged against a wrong reference answer."""
+
+    type: Literal["wrong_label"] = "wrong_label"
+    rate: Rate
+    """Share of prompts, chosen by a hash of the prompt id, whose answer column is another prompt's."""
+    column: str = "answer"
+    """Column that holds the reference answer."""
+
+
+class MajorityNoise(Strict):
+    """Reference answers are the initial model's majority vote: pseudo-labels, wrong where the model is."""
+
+    type: Literal["majority"] = "majority"
+    votes: int = Field(8, ge=1)
+    """Completions the initial model gives per prompt, at temperature 1."""
+    column: str = "answer"
+    """Column that holds the reference answer."""
+
+
+class SourceNoise(Strict):
+    """Flip rates that differ by data source."""
+
+    type: Literal["source"] = "source"
+    column: str = "source"
+    """Column that names the source of a row."""
+    rates: dict[str, FlipRates]
+    """Source -> rates; a source that is not listed is an error, write 0 rates for clean ones."""
+
+
+class GaussianNoise(Strict):
+    """r + N(0, scale * std(r)), the standard deviation taken over the step's clean rewards."""
+
+    type: Literal["gaussian"] = "gaussian"
+    scale: float = Field(gt=0.0)
+
+
+class LengthBiasNoise(Strict):
+    """r + coef * zscore(response length in tokens), z-scored over the step."""
+
+    type: Literal["length_bias"] = "length_bias"
+    coef: float
+
+
+class KeywordBiasNoise(Strict):
+    """r + bonus when the completion contains the phrase."""
+
+    type: Literal["keyword_bias"] = "keyword_bias"
+    phrase: str = Field(min_length=1)
+    bonus: float
+
+
+class MissingNoise(Strict):
+    """The reward is missing altogether, with a rate per rollout; missing is never zero."""
+
+    type: Literal["missing"] = "missing"
+    rate: float = Field(ge=0.0, lt=1.0)
+
+
+class AdversarialNoise(FlipRates):
+    """Flips with J <= 0: a sanity case, in which a right method must not learn (0) or must anti-learn (< 0)."""
+
+    type: Literal["adversarial"] = "adversarial"
+    false_positive: Rate = 0.5
+    false_negative: Rate = 0.5
+
+    @model_validator(mode="after")
+    def _must_not_inform(self) -> Self:
+        if self.informativeness > 1e-12:
+            raise ValueError(
+                f"J = {self.informativeness:.2g} > 0 can be learned from; use `type: flip` for it"
+            )
+        return self
+
+
+NoiseConfig = Annotated[
+    FlipNoise
+    | PromptFlipNoise
+    | PersistentNoise
+    | WrongLabelNoise
+    | MajorityNoise
+    | SourceNoise
+    | GaussianNoise
+    | LengthBiasNoise
+    | KeywordBiasNoise
+    | MissingNoise
+    | AdversarialNoise,
+    Field(discriminator="type"),
+]
+
+
+class RewardsConfig(Strict):
+    """How completions are judged in training; evaluation uses the functions without the noise."""
+
+    functions: tuple[RewardFunctionConfig, ...] = Field((), strict=False)
+    """The clean reward is the weighted sum of these; missing as soon as one of them is missing."""
+    noise: tuple[NoiseConfig, ...] = Field((), strict=False)
+    """Applied in order, each to the output of the one before. One mapping or a list of them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_noise_is_a_list(cls, data: object) -> object:
+        if isinstance(data, dict):
+            noise = data.get("noise", ())
+            if noise is None:
+                data = {**data, "noise": ()}
+            elif not isinstance(noise, (list, tuple)):
+                data = {**data, "noise": (noise,)}
+        return data

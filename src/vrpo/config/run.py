@@ -1,0 +1,179 @@
+"""The root of a training configuration, and the rules that span sections."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from vrpo.config.base import Strict
+from vrpo.config.learning import AlgorithmConfig, CriticConfig, GrpoConfig, PpoConfig
+from vrpo.config.presets import with_preset
+from vrpo.config.rewards import RewardsConfig
+from vrpo.config.tasks import TaskConfig
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters instead of full fine-tuning, for policy and critic."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    target_modules: Annotated[tuple[str, ...], Field(strict=False)] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers that get an adapter."""
+
+
+class ModelConfig(Strict):
+    """The language model that is trained."""
+
+    path: str
+    """A folder, a hub name, or `vrpo:tiny` for the small arithmetic model in the package."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of forward passes; weights and optimizer stay fp32. auto: bfloat16 autocast on CUDA, fp32 on CPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    lora: LoraConfig | None = None
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for models you trust."""
+
+
+class RolloutConfig(Strict):
+    """How responses are sampled."""
+
+    num_generations: int = Field(8, ge=1)
+    """Responses per prompt."""
+    max_completion_length: int = Field(64, ge=1)
+    """Tokens after which a response is cut (stop = length)."""
+    temperature: float = Field(1.0, gt=0.0)
+    """Logits are divided by this, in sampling and in every log-probability of the trainer."""
+    top_k: int = Field(0, ge=0)
+    """Sample among the k likeliest tokens; 0: all."""
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    """Sample among the likeliest tokens that hold this mass."""
+    stop: tuple[str, ...] = Field((), strict=False)
+    """Texts that end a response, besides EOS."""
+    batch_size: int = Field(256, ge=1)
+    """Sequences decoded at once; memory only, no effect on what is sampled."""
+
+
+class TrainConfig(Strict):
+    """The loop: how much data a step has, how it is split, and how often what happens."""
+
+    seed: int = Field(0, ge=0)
+    steps: int = Field(200, ge=0)
+    completions_per_step: int = Field(256, ge=1)
+    """Responses sampled per step = prompts * num_generations."""
+    minibatch: int = Field(64, ge=1)
+    """Responses per optimizer step."""
+    microbatch: int = Field(32, ge=1)
+    """Responses per forward-backward pass; memory only, gradients do not depend on it."""
+    epochs: int = Field(1, ge=1)
+    """Passes of the policy over each step's data."""
+    learning_rate: float = Field(1e-6, gt=0.0)
+    """Peak learning rate of the policy."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: hold, or decay to 0 at the last step. Policy and critic alike."""
+    lr_warmup_steps: int = Field(0, ge=0)
+    """Steps over which both learning rates rise from 0; the policy's count starts after the critic's warm-up."""
+    weight_decay: float = Field(0.0, ge=0.0)
+    """AdamW, on matrices only."""
+    max_grad_norm: float = Field(1.0, gt=0.0)
+    """Gradients are scaled down to this norm."""
+    eval_every: int = Field(25, ge=0)
+    """Steps between evaluations on held-out prompts with the clean reward; 0: only before and after."""
+    eval_prompts: int = Field(256, ge=1)
+    eval_samples: int = Field(1, ge=1)
+    """Sampled completions per evaluation prompt, beside the greedy one."""
+    checkpoint_every: int = Field(50, ge=0)
+    """Steps between checkpoints; 0: only at the end."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of torch. null: leave them as they are."""
+
+
+class Config(Strict):
+    """One training run. `model`, `task` and `rewards.functions` may be left out only in Python, where
+    `vrpo.Trainer` is given a model, a data set and reward functions instead."""
+
+    model: ModelConfig | None = None
+    task: TaskConfig | None = None
+    rewards: RewardsConfig = RewardsConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    algorithm: AlgorithmConfig = PpoConfig(type="vrpo")
+    critic: CriticConfig | None = None
+    """null for algorithms without a critic."""
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, data: Any) -> Any:
+        return with_preset(data) if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _batch_sizes_divide(self) -> Self:
+        for small, large in (
+            ("rollout.num_generations", "train.completions_per_step"),
+            ("train.minibatch", "train.completions_per_step"),
+            ("train.microbatch", "train.minibatch"),
+        ):
+            a, b = self._at(small), self._at(large)
+            if b % a:
+                raise ValueError(
+                    f"{large}={b} is not a multiple of {small}={a}; use {large}={-(-b // a) * a} or another {small}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _algorithm_fits_critic(self) -> Self:
+        match self.algorithm:
+            case GrpoConfig():
+                if self.critic is not None:
+                    raise ValueError(
+                        "grpo has no critic; remove the critic section or use algorithm.type: ppo or vrpo"
+                    )
+                if self.rollout.num_generations == 1:
+                    raise ValueError(
+                        "rollout.num_generations=1 leaves grpo no group to compare with; use 2 or more, or ppo or vrpo"
+                    )
+            case PpoConfig(type=name):
+                if self.critic is None:
+                    raise ValueError(
+                        f"{name} needs a critic; remove `critic: null` or use algorithm.type: grpo"
+                    )
+                if self.critic.warmup_steps >= self.train.steps > 0:
+                    raise ValueError(
+                        f"critic.warmup_steps={self.critic.warmup_steps} leaves the policy none of train.steps="
+                        f"{self.train.steps}; lower the one or raise the other"
+                    )
+        return self
+
+    def _at(self, key: str) -> int:
+        section, field = key.split(".")
+        return int(getattr(getattr(self, section), field))
+
+
+class SftSettings(Strict):
+    """`sft:` the supervised warm start."""
+
+    steps: int = Field(500, ge=1)
+    """Most optimizer steps."""
+    batch: int = Field(64, ge=1)
+    """Examples per optimizer step."""
+    learning_rate: float = Field(1e-3, gt=0.0)
+    weight_decay: float = Field(0.01, ge=0.0)
+    stop_accuracy: float | None = Field(None, gt=0.0, le=1.0)
+    """Stop when greedy held-out accuracy reaches this, so that RL has room. null: run all steps."""
+    eval_every: int = Field(50, ge=1)
+    eval_prompts: int = Field(256, ge=1)
+    target_column: str = "answer"
+    """Column with the text to imitate; EOS is appended."""
+
+
+class SftConfig(Strict):
+    """One supervised warm start."""
+
+    model: ModelConfig
+    task: TaskConfig
+    rewards: RewardsConfig
+    """Only the functions are used, to measure accuracy."""
+    rollout: RolloutConfig = RolloutConfig()
+    sft: SftSettings = SftSettings()
+    seed: int = Field(0, ge=0)
+    threads: int | None = Field(None, ge=1)

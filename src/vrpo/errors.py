@@ -1,0 +1,46 @@
+"""What can go wrong, as types.
+
+    VrpoError
+    ├── ConfigError     the configuration is wrong: unknown key, bad value, impossible combination
+    ├── DataError       the data set is wrong: missing file, missing column, no rows, prompt too long
+    ├── ModelError      the model or tokenizer cannot be used: missing folder, no EOS token
+    ├── RewardError     a reward function broke its contract for the whole step
+    ├── CheckpointError a run folder or checkpoint is incomplete, damaged or of another run
+    └── NumericsError   loss, gradient or value is not finite
+
+The first five are the user's input: the command line prints the message alone and exits with status 2.
+`NumericsError` is a failed run: exit status 1. Every message is one line and states the value, the rule
+and the fix. To add an error, subclass the nearest one here; callers catch the base classes.
+"""
+
+
+class VrpoError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(VrpoError, ValueError):
+    """The configuration is wrong."""
+
+
+class DataError(VrpoError, ValueError):
+    """The data set is wrong."""
+
+
+class ModelError(VrpoError, ValueError):
+    """The model or its tokenizer cannot be used."""
+
+
+class RewardError(VrpoError, ValueError):
+    """A reward function broke its contract for the whole step."""
+
+
+class CheckpointError(VrpoError, ValueError):
+    """A run folder or checkpoint cannot be used."""
+
+
+class NumericsError(VrpoError, ArithmeticError):
+    """A loss, gradient or value is not finite."""
+
+
+INPUT_ERRORS = (ConfigError, DataError, ModelError, RewardError, CheckpointError)
+"""Errors the user can fix: exit status 2, one line, no traceback."""
