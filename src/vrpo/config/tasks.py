@@ -56,7 +56,7 @@ class DataTask(Strict):
     """Split of a hub data set to evaluate on; `eval_data` defaults to `data` when this is set."""
     holdout: float = Field(0.1, gt=0.0, lt=1.0)
     """Share of rows, chosen by a hash of the row, held out when there is neither eval_data nor eval_split."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field({})
     """Our column name -> the data set's name, where they differ, such as {answer: ground_truth}."""
     system_prompt: str | None = None
     """First message of a chat prompt."""
