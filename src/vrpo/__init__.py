@@ -1,1 +1,34 @@
-"""vrpo: post-train language models with reinforcement learning when the reward cannot be trusted."""
+"""vrpo: post-train language models with reinforcement learning when the reward cannot be trusted.
+
+    import vrpo
+    trainer = vrpo.Trainer(model=..., reward_funcs=[...], train_dataset=..., config=vrpo.Config(algorithm="vrpo"))
+    trainer.train()
+
+Names are imported when first used: `vrpo.Config` needs no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vrpo.config import Config, SftConfig
+    from vrpo.train.api import Trainer, train
+    from vrpo.types import EvalResult
+
+_HOME = {
+    "Config": "vrpo.config",
+    "SftConfig": "vrpo.config",
+    "Trainer": "vrpo.train.api",
+    "train": "vrpo.train.api",
+    "EvalResult": "vrpo.types",
+}
+
+__all__ = ["Config", "EvalResult", "SftConfig", "Trainer", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in ("functional", "errors", "types"):
+        return importlib.import_module(f"vrpo.{name}")
+    raise AttributeError(f"module 'vrpo' has no attribute {name!r}")

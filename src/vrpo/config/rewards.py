@@ -26,7 +26,9 @@ class MathReward(Strict):
 
     type: Literal["math"] = "math"
     weight: float = 1.0
+    """Factor in the weighted sum of functions."""
     column: str = "answer"
+    """Column that holds the right answer."""
 
 
 class ChoiceReward(Strict):
@@ -34,7 +36,9 @@ class ChoiceReward(Strict):
 
     type: Literal["choice"] = "choice"
     weight: float = 1.0
+    """Factor in the weighted sum of functions."""
     column: str = "answer"
+    """Column that holds the right answer."""
 
 
 class FunctionReward(Strict):
@@ -46,6 +50,7 @@ class FunctionReward(Strict):
     name: str
     """Function in that file; plain or async."""
     weight: float = 1.0
+    """Factor in the weighted sum of functions."""
 
 
 RewardFunctionConfig = Annotated[
@@ -133,6 +138,7 @@ class GaussianNoise(Strict):
 
     type: Literal["gaussian"] = "gaussian"
     scale: float = Field(gt=0.0)
+    """Standard deviation of the noise, in standard deviations of the step's clean rewards."""
 
 
 class LengthBiasNoise(Strict):
@@ -140,6 +146,7 @@ class LengthBiasNoise(Strict):
 
     type: Literal["length_bias"] = "length_bias"
     coef: float
+    """Reward per standard deviation of length; negative favours short responses."""
 
 
 class KeywordBiasNoise(Strict):
@@ -147,7 +154,9 @@ class KeywordBiasNoise(Strict):
 
     type: Literal["keyword_bias"] = "keyword_bias"
     phrase: str = Field(min_length=1)
+    """Text that pays; compared as it is, upper and lower case differ."""
     bonus: float
+    """Reward added when the phrase occurs."""
 
 
 class MissingNoise(Strict):
@@ -155,6 +164,7 @@ class MissingNoise(Strict):
 
     type: Literal["missing"] = "missing"
     rate: float = Field(ge=0.0, lt=1.0)
+    """Share of rollouts without a reward."""
 
 
 class AdversarialNoise(FlipRates):
@@ -162,7 +172,9 @@ class AdversarialNoise(FlipRates):
 
     type: Literal["adversarial"] = "adversarial"
     false_positive: Rate = 0.5
+    """rho+ = P(r~ = 1 | r = 0)."""
     false_negative: Rate = 0.5
+    """rho- = P(r~ = 0 | r = 1)."""
 
     @model_validator(mode="after")
     def _must_not_inform(self) -> Self:

@@ -15,9 +15,9 @@ class LoraConfig(Strict):
     """Low-rank adapters instead of full fine-tuning, for policy and critic."""
 
     rank: int = Field(16, ge=1)
+    """Rank of the update."""
     alpha: int = Field(32, ge=1)
     """The update is scaled by alpha / rank."""
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
     target_modules: Annotated[tuple[str, ...], Field(strict=False)] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers that get an adapter."""
 
@@ -30,7 +30,9 @@ class ModelConfig(Strict):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of forward passes; weights and optimizer stay fp32. auto: bfloat16 autocast on CUDA, fp32 on CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is a device, else the CPU."""
     lora: LoraConfig | None = None
+    """Train low-rank adapters instead of all weights. null: all weights."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models you trust."""
 
@@ -58,7 +60,9 @@ class TrainConfig(Strict):
     """The loop: how much data a step has, how it is split, and how often what happens."""
 
     seed: int = Field(0, ge=0)
+    """Root of every random stream of the run."""
     steps: int = Field(200, ge=0)
+    """Steps of the loop: sample, score, update."""
     completions_per_step: int = Field(256, ge=1)
     """Responses sampled per step = prompts * num_generations."""
     minibatch: int = Field(64, ge=1)
@@ -80,6 +84,7 @@ class TrainConfig(Strict):
     eval_every: int = Field(25, ge=0)
     """Steps between evaluations on held-out prompts with the clean reward; 0: only before and after."""
     eval_prompts: int = Field(256, ge=1)
+    """Held-out prompts per evaluation; fewer where the task has fewer."""
     eval_samples: int = Field(1, ge=1)
     """Sampled completions per evaluation prompt, beside the greedy one."""
     checkpoint_every: int = Field(50, ge=0)

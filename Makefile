@@ -1,0 +1,54 @@
+# `make quickstart` and `make test` need python3.11 or newer and nothing else.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+# small models: one thread a process is fastest, and results do not depend on the number of cores
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: quickstart quickstart-short test test-slow lint types imports cpu-tests docs clean
+
+quickstart: $(VENV)/.run          ## install, train VRPO, PPO and GRPO under 30 % flipped rewards, table, figure
+	$(BIN)/vrpo study recipes/quickstart --out runs/quickstart
+
+quickstart-short: $(VENV)/.run    ## the same wiring in a few steps, for CI
+	rm -rf runs/quickstart-short
+	$(BIN)/vrpo study recipes/quickstart --out runs/quickstart-short \
+	  --set train.steps=4 --set train.eval_every=2 --set train.eval_prompts=64
+
+test: lint types imports cpu-tests quickstart-short   ## everything CI runs
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+cpu-tests: $(VENV)/.dev
+	$(BIN)/pytest -q -m "not gpu and not slow"
+
+test-slow: $(VENV)/.dev           ## minutes: SmolLM2 on real rows, if its folder is there
+	$(BIN)/pytest -q -m slow
+
+docs: $(VENV)/.run                ## regenerate the reference pages from the code
+	$(BIN)/python -m vrpo.train.catalogue > docs/metrics.md
+	$(BIN)/python -m vrpo.config.describe > docs/config.md
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist src/*.egg-info

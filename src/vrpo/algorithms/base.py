@@ -1,0 +1,39 @@
+"""What an algorithm is: two pure steps between collated rollouts and a gradient.
+
+    Batch (values, reference log-probs) ──annotate──> Batch + advantages, targets ──loss──> scalar, sums
+
+The training loop calls these and never asks which algorithm it has.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from vrpo.types import Batch
+
+Sums = dict[str, float]
+"""Metric name -> sum over the tokens that count; the caller divides by their number."""
+
+
+class Algorithm(Protocol):
+    """A learning rule for the policy."""
+
+    uses_critic: bool
+    """Whether `annotate` needs `batch.values`, so that a critic must be built and trained."""
+    uses_reference: bool
+    """Whether `annotate` or `loss` needs `batch.ref_logp`."""
+
+    def annotate(self, batch: Batch) -> Batch:
+        """The batch with `advantages` and, with a critic, `targets`; both 0 where mask is False."""
+        ...
+
+    def loss(self, logp: Tensor, entropy: Tensor, batch: Batch, *, num_tokens: int) -> tuple[Tensor, Sums]:
+        """Scalar loss of a micro-batch and its metric sums.
+
+        Args:
+            logp: [B, T] log-probabilities under the weights being trained, nats.
+            entropy: [B, T] entropies of the same distributions, nats; metrics only.
+            batch: the annotated micro-batch.
+            num_tokens: tokens that count in the *whole* optimizer step, over all its micro-batches.
+        """
+        ...

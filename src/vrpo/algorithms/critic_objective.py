@@ -1,0 +1,249 @@
+"""What the critic minimises: the value loss, the bottleneck's price and the semantic losses.
+
+    L_V = 1/2 mean_M (V_t - R_t)^2 + beta mean_M KL_t + L_sem
+    literal:  L_sem = lam_H mean_{S_H} H(p_t) + lam_P mean_{S_P} min(nll_t, 10)
+    kl_ref:   L_sem = lam_H mean_{S_H} KL(p_ref || p_t) + lam_P mean_{S_P} KL(p_ref || p_t)
+
+M are the tokens that count; p_t = softmax(W_lm h_t) reads the value features h_t with the frozen
+language-model head. VRPO as described by arXiv:2508.03058; the coefficients and the exact form of L_sem
+are ours (docs/algorithms/vrpo.md). With a scalar head and semantic mode `off` this is the PPO critic.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from vrpo.algorithms.base import Sums
+from vrpo.config.learning import BottleneckHead, CriticConfig
+from vrpo.functional import (
+    clamped_nll,
+    ema,
+    linear_kl,
+    linear_logprobs_and_entropy,
+    masked_var,
+    quantile_threshold,
+    token_entropy_and_nll,
+    uncertain_tokens,
+    value_mse_loss,
+)
+from vrpo.models.critic import Critic
+from vrpo.rng import stream
+from vrpo.types import Batch
+
+RETURN_VARIANCE_DECAY = 0.9
+"""Decay of the running variance of returns that scales beta: about ten steps of memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CriticState:
+    """What the objective remembers between steps; saved in every checkpoint."""
+
+    updates: int = 0
+    """Optimizer steps the critic has made."""
+    return_variance: float | None = None
+    """Running Var(R_t), reward units squared; None before the first step."""
+    entropy_threshold: float | None = None
+    """Running tau_H, nats."""
+    nll_threshold: float | None = None
+    """Running log tau_P, nats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denominators:
+    """Tokens each mean of L_V runs over, counted over the whole optimizer step."""
+
+    tokens: int
+    selected_entropy: int
+    selected_nll: int
+
+    @classmethod
+    def of(cls, minibatch: Batch) -> "Denominators":
+        """Counts of one optimizer step's data."""
+
+        def count(selected: Tensor | None) -> int:
+            return 0 if selected is None else int(selected.sum())
+
+        return cls(
+            tokens=minibatch.num_tokens,
+            selected_entropy=count(minibatch.selected_entropy),
+            selected_nll=count(minibatch.selected_nll),
+        )
+
+
+@final
+class CriticObjective:
+    """The loss above for one critic configuration.
+
+    Args:
+        config: the critic section.
+        total_updates: optimizer steps of the critic in the whole run; beta's warm-up is a share of them.
+        seed: the run's seed, root of the latent noise.
+    """
+
+    def __init__(self, config: CriticConfig, *, total_updates: int, seed: int) -> None:
+        self.config = config
+        self.total_updates = total_updates
+        self.seed = seed
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the frozen reference model takes part in the semantic losses."""
+        semantic = self.config.semantic
+        return semantic.mode == "kl_ref" or (semantic.mode != "off" and semantic.selector == "reference")
+
+    @property
+    def selects_by_value(self) -> bool:
+        """Whether the value features' own entropy and perplexity choose the tokens."""
+        return self.config.semantic.mode != "off" and self.config.semantic.selector == "value"
+
+    def beta(self, state: CriticState) -> float:
+        """Weight of the bottleneck: a multiple of Var(R), rising linearly over the first updates."""
+        head = self.config.head
+        if not isinstance(head, BottleneckHead) or state.return_variance is None:
+            return 0.0
+        ramp_updates = head.beta_warmup * self.total_updates
+        ramp = 1.0 if ramp_updates == 0 else min(1.0, state.updates / ramp_updates)
+        return head.beta * state.return_variance * ramp
+
+    def observe_returns(self, batch: Batch, state: CriticState) -> CriticState:
+        """The state after seeing a step's targets: the scale of beta follows Var(R)."""
+        assert batch.targets is not None, "annotate comes first"
+        variance = float(masked_var(batch.targets, batch.mask))
+        return replace(
+            state, return_variance=ema(state.return_variance, variance, decay=RETURN_VARIANCE_DECAY)
+        )
+
+    def select(
+        self, entropy: Tensor, nll: Tensor, batch: Batch, state: CriticState
+    ) -> tuple[Batch, CriticState]:
+        """Choose S_H = {H_t > tau_H} and S_P = {nll_t > log tau_P}; then move the thresholds.
+
+        Selection is made once per step, before any update, from the features that chose it, and is data from
+        then on: no gradient flows through it and the denominators do not depend on how the step is split.
+        """
+        semantic = self.config.semantic
+        quantiles = [quantile_threshold(x, batch.mask, fraction=semantic.fraction) for x in (entropy, nll)]
+        used = [
+            now if before is None else before
+            for before, now in zip((state.entropy_threshold, state.nll_threshold), quantiles, strict=True)
+        ]
+        chosen = [
+            uncertain_tokens(x, batch.mask, fraction=semantic.fraction, threshold=tau)
+            for x, tau in zip((entropy, nll), used, strict=True)
+        ]
+        state = replace(
+            state,
+            entropy_threshold=ema(state.entropy_threshold, quantiles[0], decay=semantic.threshold_decay),
+            nll_threshold=ema(state.nll_threshold, quantiles[1], decay=semantic.threshold_decay),
+        )
+        return batch.with_(selected_entropy=chosen[0], selected_nll=chosen[1]), state
+
+    def loss(
+        self,
+        critic: Critic,
+        batch: Batch,
+        *,
+        denominators: Denominators,
+        beta: float,
+        noise_labels: tuple[str | int, ...],
+        reference_hidden: Callable[[Batch], tuple[Tensor, Tensor]] | None = None,
+    ) -> tuple[Tensor, Sums]:
+        """L_V of a micro-batch as its share of the optimizer step, and metric sums over its tokens.
+
+        Args:
+            critic: the value model being trained.
+            batch: annotated micro-batch.
+            denominators: counts over the whole optimizer step.
+            beta: weight of the bottleneck's KL, from `beta`.
+            noise_labels: names the latent draw, together with the sample's id (step, pass).
+            reference_hidden: hidden states [B, L, d] and head weight [V, d] of the frozen model; kl_ref only.
+        """
+        assert batch.targets is not None, "annotate comes first"
+        hidden = critic.hidden(batch.input_ids, batch.attention_mask)[:, :-1]
+        output = critic.forward_tokens(hidden[batch.mask], self._noise(critic, batch, noise_labels))
+        values = torch.zeros_like(batch.old_logp).masked_scatter(batch.mask, output.values)
+        mse = value_mse_loss(
+            values,
+            batch.targets,
+            batch.mask,
+            num_tokens=denominators.tokens,
+            old_values=batch.values if self.config.cliprange_value is not None else None,
+            clip=self.config.cliprange_value,
+        )
+        bottleneck = output.kl.sum() / denominators.tokens
+        semantic, sums = self._semantic(critic, hidden, batch, denominators, reference_hidden)
+        loss = mse + beta * bottleneck + semantic
+        sums |= {
+            "loss": float(mse.detach()) * denominators.tokens,
+            "kl": float(output.kl.detach().sum()),
+            "semantic": float(semantic.detach()) * denominators.tokens,
+        }
+        return loss, sums
+
+    def _noise(self, critic: Critic, batch: Batch, labels: tuple[str | int, ...]) -> Tensor | None:
+        """Standard normal draws [N, K] for the tokens that count, one named stream per sample."""
+        head = self.config.head
+        if not isinstance(head, BottleneckHead) or not head.sample:
+            return None
+        counts = batch.mask.sum(dim=1).tolist()
+        draws = [
+            torch.from_numpy(
+                stream(self.seed, "latent", *labels, sample_id).standard_normal(
+                    (count, critic.latent_dim), "f4"
+                )
+            )
+            for sample_id, count in zip(batch.sample_ids, counts, strict=True)
+        ]
+        return torch.cat(draws).to(batch.old_logp.device)
+
+    def _semantic(
+        self,
+        critic: Critic,
+        hidden: Tensor,
+        batch: Batch,
+        denominators: Denominators,
+        reference_hidden: Callable[[Batch], tuple[Tensor, Tensor]] | None,
+    ) -> tuple[Tensor, Sums]:
+        """L_sem on the selected tokens only; the other tokens never meet the vocabulary."""
+        config = self.config.semantic
+        zero = hidden.new_zeros((), dtype=torch.float32)
+        if config.mode == "off":
+            return zero, {}
+        assert batch.selected_entropy is not None and batch.selected_nll is not None, "select comes first"
+        weight = critic.frozen_head
+        either = batch.selected_entropy | batch.selected_nll
+        in_entropy, in_nll = batch.selected_entropy[either], batch.selected_nll[either]
+        if config.mode == "kl_ref":
+            assert reference_hidden is not None, "kl_ref needs the reference model"
+            ref, ref_weight = reference_hidden(batch)
+            kl = linear_kl(ref[:, :-1][either], ref_weight, hidden[either], weight)
+            on_entropy = on_nll = kl
+        else:
+            logp, on_entropy = linear_logprobs_and_entropy(
+                hidden[either], weight, batch.input_ids[:, 1:][either], temperature=1.0
+            )
+            on_nll = clamped_nll(-logp)
+        entropy_sum = torch.where(in_entropy, on_entropy, 0.0).sum()
+        nll_sum = torch.where(in_nll, on_nll, 0.0).sum()
+        loss = (
+            zero
+            + config.entropy_coef * entropy_sum / max(denominators.selected_entropy, 1)
+            + config.nll_coef * nll_sum / max(denominators.selected_nll, 1)
+        )
+        return loss, {
+            "selected_entropy": float(entropy_sum.detach()),
+            "selected_nll": float(nll_sum.detach()),
+        }
+
+
+def value_feature_uncertainty(critic: Critic, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Entropy and negative log-likelihood [B, T] of p_t = softmax(W_lm h_t), without gradient."""
+    with torch.no_grad():
+        flat = hidden[:, :-1][batch.mask]
+        ids = batch.input_ids[:, 1:][batch.mask]
+        entropy, nll = token_entropy_and_nll(flat[None], critic.frozen_head, ids[None])
+    empty = torch.zeros_like(batch.old_logp)
+    return empty.masked_scatter(batch.mask, entropy[0]), empty.masked_scatter(batch.mask, nll[0])

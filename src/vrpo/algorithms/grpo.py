@@ -1,0 +1,51 @@
+"""GRPO (Shao et al. 2024, arXiv:2402.03300) and Dr. GRPO (arXiv:2503.20783): the group is the baseline.
+
+Ours: token-mean over the whole optimizer step (no division by a response's own length), asymmetric clip,
+KL in the loss with the k3 estimator.
+"""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from vrpo.algorithms.base import Sums
+from vrpo.algorithms.surrogate import clipped_surrogate
+from vrpo.config.learning import GrpoConfig
+from vrpo.functional import group_advantages, kl_estimate, masked_sum
+from vrpo.types import Batch
+
+
+@final
+class Grpo:
+    """Every token of a response gets (r - group mean), divided by the group's std when scale = std."""
+
+    uses_critic = False
+
+    def __init__(self, config: GrpoConfig) -> None:
+        self.config = config
+        self.uses_reference = config.kl_coef > 0
+
+    def annotate(self, batch: Batch) -> Batch:
+        """A_t = (r - mean(group)) / std(group), the same for all tokens of a response."""
+        counts = batch.mask.any(dim=1)  # neither missing nor masked for truncation
+        advantage = group_advantages(batch.scores, batch.group_ids, scale=self.config.scale, valid=counts)
+        tokens = torch.where(batch.mask, advantage[:, None], torch.zeros_like(batch.old_logp))
+        return batch.with_(advantages=tokens)
+
+    def loss(self, logp: Tensor, entropy: Tensor, batch: Batch, *, num_tokens: int) -> tuple[Tensor, Sums]:
+        """The clipped surrogate plus kl_coef * KL to the reference per token."""
+        loss, sums = clipped_surrogate(
+            logp,
+            entropy,
+            batch,
+            cliprange=self.config.cliprange,
+            cliprange_high=self.config.cliprange_high,
+            num_tokens=num_tokens,
+        )
+        if self.uses_reference:
+            assert batch.ref_logp is not None, "the reference's log-probabilities come first"
+            kl = masked_sum(kl_estimate(logp, batch.ref_logp, kind=self.config.kl_estimator), batch.mask)
+            loss = loss + self.config.kl_coef * kl / num_tokens
+            sums["loss"] = float(loss.detach()) * num_tokens
+        return loss, sums

@@ -1,0 +1,65 @@
+"""PPO with a critic (Schulman et al. 2017, arXiv:1707.06347), as used for language models.
+
+Decoupled GAE (VC-PPO, arXiv:2503.01491): `lam` for the advantages, `lam_value` for the critic's targets.
+VRPO (arXiv:2508.03058) is this rule with a critic that filters noise: see `algorithms.critic_objective`.
+"""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from vrpo.algorithms.base import Sums
+from vrpo.algorithms.surrogate import clipped_surrogate
+from vrpo.config.learning import PpoConfig
+from vrpo.functional import gae, kl_estimate, length_adaptive_lambda, masked_whiten
+from vrpo.types import Batch
+
+
+@final
+class Ppo:
+    """PPO-clip on GAE advantages; the KL to the reference, if any, is part of the reward."""
+
+    uses_critic = True
+
+    def __init__(self, config: PpoConfig) -> None:
+        self.config = config
+        self.uses_reference = config.kl_coef > 0
+
+    def annotate(self, batch: Batch) -> Batch:
+        """A_t = GAE(lam), whitened over the step; R_t = GAE(lam_value) + v_t."""
+        config = self.config
+        assert batch.values is not None and batch.bootstrap is not None, "the critic's values come first"
+        rewards = self._penalised(batch)
+        # a response that ended has nothing after it; one that was cut may be worth V of where it was cut
+        cut = batch.truncated if config.truncation == "bootstrap" else torch.zeros_like(batch.truncated)
+        bootstrap = torch.where(cut, batch.bootstrap, torch.zeros_like(batch.bootstrap))
+        lam: float | Tensor = config.lam
+        if config.length_adaptive_alpha is not None:
+            lam = length_adaptive_lambda(batch.mask.sum(dim=1), alpha=config.length_adaptive_alpha)
+        advantages, _ = gae(rewards, batch.values, bootstrap, batch.mask, gamma=config.gamma, lam=lam)
+        _, targets = gae(
+            rewards, batch.values, bootstrap, batch.mask, gamma=config.gamma, lam=config.lam_value
+        )
+        if config.whiten_advantages:
+            advantages = masked_whiten(advantages, batch.mask, center=True)
+        return batch.with_(advantages=advantages, targets=targets)
+
+    def loss(self, logp: Tensor, entropy: Tensor, batch: Batch, *, num_tokens: int) -> tuple[Tensor, Sums]:
+        """The clipped surrogate."""
+        return clipped_surrogate(
+            logp,
+            entropy,
+            batch,
+            cliprange=self.config.cliprange,
+            cliprange_high=self.config.cliprange_high,
+            num_tokens=num_tokens,
+        )
+
+    def _penalised(self, batch: Batch) -> Tensor:
+        """r_t - kl_coef * KL_t on the tokens that count."""
+        if not self.uses_reference:
+            return batch.rewards
+        assert batch.ref_logp is not None, "the reference's log-probabilities come first"
+        kl = kl_estimate(batch.old_logp, batch.ref_logp, kind=self.config.kl_estimator)
+        return batch.rewards - self.config.kl_coef * torch.where(batch.mask, kl, torch.zeros_like(kl))

@@ -1,0 +1,260 @@
+"""The command line. Exit status: 0 done, 2 wrong input (one line), 1 anything else, 130/143 stopped by a signal."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vrpo.config import Config, SftConfig, load, to_yaml
+from vrpo.errors import INPUT_ERRORS, ConfigError, VrpoError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help=__doc__,
+)
+console = Console(highlight=False)
+
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file, or a recipe folder with a config.yaml.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")
+]
+
+
+@app.command("train")
+def train_command(
+    config: ConfigPath,
+    set_: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder. Default: runs/<recipe>-<algorithm>-s<seed>.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check and print the resolved configuration and plan; train nothing."),
+    ] = False,
+) -> None:
+    """Train what CONFIG describes."""
+    settings = load(Config, config, set_ or [])
+    if dry_run:
+        from vrpo.train.preflight import check_files
+
+        check_files(settings)
+        console.print(to_yaml(settings), markup=False)
+        _print_batch_plan(settings)
+        console.print("dry run: the configuration is valid; nothing was trained")
+        return
+    from vrpo.train.api import train
+
+    _print_batch_plan(settings)
+    folder = out or Path("runs") / f"{_recipe_name(config)}-{settings.algorithm.type}-s{settings.train.seed}"
+    summary = train(settings, out=folder, resume=resume)
+    _print_accuracy(summary)
+    console.print(f"run folder: {folder}")
+
+
+@app.command("eval")
+def eval_command(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL", help="A run folder, or a model folder or hub name (with --config)."
+        ),
+    ],
+    config: Annotated[Path | None, typer.Option(help="Task and rewards to evaluate a MODEL on.")] = None,
+    set_: Overrides = None,
+    checkpoint: Annotated[
+        int | None, typer.Option(metavar="STEP", help="Checkpoint of a RUN. Default: the newest.")
+    ] = None,
+) -> None:
+    """Clean accuracy of a checkpoint or model on held-out prompts."""
+    from vrpo.train.evaluation import evaluate_target
+
+    result = evaluate_target(target, config_path=config, overrides=set_ or [], step=checkpoint)
+    table = Table("model", "prompts", "greedy", "sampled", "missing")
+    table.add_row(
+        target, str(result.prompts), f"{result.greedy:.3f}", f"{result.sampled:.3f}", str(result.missing)
+    )
+    console.print(table)
+
+
+@app.command("sft")
+def sft_command(
+    config: ConfigPath,
+    out: Annotated[Path, typer.Option(help="Folder for the warm-started model.")],
+    set_: Overrides = None,
+) -> None:
+    """Warm-start a model by imitation, until accuracy leaves room for RL."""
+    from vrpo.train.sft import sft
+
+    settings = load(SftConfig, config, set_ or [])
+    sft(settings, out=out, console=console)
+    console.print(f"model folder: {out}")
+
+
+@app.command("study")
+def study_command(
+    study: Annotated[
+        Path, typer.Argument(metavar="STUDY", help="A YAML file, or a recipe folder with a study.yaml.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the cells, summary.json and curves.png.")],
+    set_: Overrides = None,
+) -> None:
+    """Run methods x noise x seeds; print one table and draw one figure. Finished cells are not run again."""
+    import time
+
+    from vrpo.study.config import read_study
+    from vrpo.study.figure import learning_curves
+    from vrpo.study.results import collect, summary, table
+    from vrpo.study.runner import run_cells
+    from vrpo.train.folder import RunFolder
+
+    started = time.perf_counter()
+    settings, cells = read_study(study, set_ or [])
+    run_cells(cells, out, jobs=settings.jobs, console=console)
+    rows = collect(cells, out)
+    RunFolder(out).write_json("summary.json", summary(rows, seconds=time.perf_counter() - started))
+    learning_curves(cells, out, out / "curves.png")
+    console.print(table(rows))
+    console.print(f"figure: {out / 'curves.png'}   numbers: {out / 'summary.json'}")
+
+
+@app.command("plan")
+def plan_command(
+    config: ConfigPath,
+    set_: Overrides = None,
+    model_config: Annotated[
+        Path | None, typer.Option(help="config.json with the model's shape, instead of the model's own.")
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a prompt to reckon with.")] = 128,
+) -> None:
+    """Batch plan, memory and time estimate; trains nothing."""
+    from vrpo.train import plan
+
+    settings = load(Config, config, set_ or [])
+    _print_batch_plan(settings)
+    shape = plan.read_shape(settings, model_config)
+    console.print(
+        f"model: {shape.parameters / 1e6:,.1f} M parameters; {prompt_tokens} prompt tokens assumed (--prompt-tokens)"
+    )
+    memory = plan.memory_plan(settings, shape, prompt_tokens=prompt_tokens)
+    table = Table("memory", "GiB")
+    for name, size in [*memory.items(), ("sum", sum(memory.values()))]:
+        table.add_row(name, f"{size / 2**30:.2f}")
+    console.print(table)
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    speed = plan.matmul_speed(device)
+    work = plan.work_plan(settings, shape, prompt_tokens=prompt_tokens)
+    table = Table("a step, full-length responses", "TFLOP", "seconds at best")
+    for name, amount in [*work.items(), ("sum", sum(work.values()))]:
+        table.add_row(name, f"{amount / 1e12:.3f}", f"{amount / speed:.1f}")
+    console.print(table)
+    total = sum(work.values()) / speed * settings.train.steps / 3600
+    console.print(
+        f"at the {speed / 1e9:,.0f} GFLOP/s measured here for fp32 matrix multiplication: at least {total:.2f} hours for "
+        f"{settings.train.steps} steps; expect 2-5 times that"
+    )
+
+
+@app.command("explain")
+def explain_command(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="KEY|METRIC",
+            help="A setting such as algorithm.lam, or a metric such as val/explained_var.",
+        ),
+    ],
+) -> None:
+    """What a setting takes, or how a metric is computed and read."""
+    from vrpo.config.describe import describe
+    from vrpo.train.catalogue import explain_metric
+
+    found = explain_metric(name)
+    if found is not None:
+        metric, doc = found
+        console.print(
+            f"{metric}\n  formula  {doc.formula}\n  healthy  {doc.healthy}\n  smell    {doc.smell}",
+            markup=False,
+        )
+        return
+    key = ".".join(part for part in name.split(".") if not part.isdigit())
+    docs = describe(key)
+    if not docs:
+        raise ConfigError(f"{name!r} is neither a setting nor a metric{_nearest_name(name)}")
+    for entry in docs:
+        where = f" (type: {entry.section})" if entry.section else ""
+        bounds = f", {entry.bounds}" if entry.bounds else ""
+        console.print(
+            f"{entry.key}{where}\n  {entry.doc}\n  takes    {entry.type}{bounds}\n  default  {entry.default}",
+            markup=False,
+        )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: turns the package's errors into one line and an exit status."""
+    from vrpo.train.signals import Stopped
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one progress bar is ours
+
+    try:
+        app(args=arguments, standalone_mode=True)
+    except INPUT_ERRORS as error:
+        _fail(str(error), 2)
+    except VrpoError as error:
+        _fail(str(error), 1)
+    except Stopped as stopped:
+        _fail(str(stopped), stopped.exit_code)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"vrpo: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def _recipe_name(config: Path) -> str:
+    return config.parent.name if config.name == "config.yaml" and config.parent.name else config.stem
+
+
+def _print_batch_plan(settings: Config) -> None:
+    from vrpo.train.batch_plan import batch_plan
+
+    console.print("\n".join(batch_plan(settings)), markup=False)
+
+
+def _print_accuracy(summary: dict[str, Any]) -> None:
+    accuracy = summary["clean_accuracy"]
+    table = Table("held-out clean accuracy", "step", "greedy", "sampled")
+    for name in ("first", "best", "final"):
+        e = accuracy[name]
+        table.add_row(name, str(e["step"]), f"{e['greedy']:.3f}", f"{e['sampled']:.3f}")
+    console.print(table)
+
+
+def _nearest_name(name: str) -> str:
+    import difflib
+
+    from vrpo.config.describe import all_keys
+    from vrpo.train.catalogue import METRICS
+
+    known = [*dict.fromkeys(doc.key for doc in all_keys()), *METRICS]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    last = [key for key in known if key.split(".")[-1] == name]
+    guess = (last or near)[:1]
+    return f"; did you mean {guess[0]!r}?" if guess else "; docs/metrics.md and docs/config.md list them all"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Saved weights back into live models: what resuming a run needs. Bit for bit, and nothing that unpickles."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vrpo.errors import ModelError
+from vrpo.models.critic import HEAD_WEIGHTS, Critic
+from vrpo.models.policy import Policy
+
+WHOLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
+
+
+def load_policy_weights(policy: Policy, folder: Path) -> None:
+    """Put the weights that `policy.save_pretrained(folder)` wrote back into `policy`.
+
+    Raises:
+        ModelError: the folder lacks weights the policy has.
+    """
+    if policy.adapter:
+        _load_adapter(policy.model, folder)
+    else:
+        _load_whole(policy.model, folder)
+
+
+def load_critic_weights(critic: Critic, folder: Path) -> None:
+    """Put the weights that `critic.save_pretrained(folder)` wrote back into `critic`.
+
+    Raises:
+        ModelError: the folder lacks weights the critic has.
+    """
+    if critic.adapter:
+        _load_adapter(critic.backbone, folder)
+    else:
+        _load_whole(critic.backbone, folder)
+    critic.head.load_state_dict(load_file(folder / HEAD_WEIGHTS))
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a folder's safetensors files, sharded or not."""
+    if (folder / WHOLE).is_file():
+        return load_file(folder / WHOLE)
+    if not (folder / INDEX).is_file():
+        raise ModelError(
+            f"{folder} holds neither {WHOLE} nor {INDEX}; give a folder written by save_pretrained"
+        )
+    shards = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    return {name: tensor for shard in sorted(shards) for name, tensor in load_file(folder / shard).items()}
+
+
+@torch.no_grad()
+def _load_whole(model: nn.Module, folder: Path) -> None:
+    saved = read_tensors(folder)
+    # with duplicates: of tied weights only one name is saved, and which one is the model's business
+    live = dict(model.named_parameters(remove_duplicate=False))
+    for name in live.keys() & saved.keys():
+        live[name].copy_(saved[name])
+    restored = {live[name].data_ptr() for name in live.keys() & saved.keys()}
+    lost = sorted(name for name, weight in live.items() if weight.data_ptr() not in restored)
+    if lost:
+        raise ModelError(
+            f"{folder} lacks {len(lost)} weights such as {lost[0]}; it is a checkpoint of another model"
+        )
+
+
+def _load_adapter(model: nn.Module, folder: Path) -> None:
+    from peft import set_peft_model_state_dict
+
+    if not (folder / ADAPTER).is_file():
+        raise ModelError(
+            f"{folder} holds no {ADAPTER}; resume with the model.lora settings the run was started with"
+        )
+    result = set_peft_model_state_dict(model, load_file(folder / ADAPTER))
+    if result.unexpected_keys:
+        raise ModelError(
+            f"{folder} has an adapter for {result.unexpected_keys[0]}, which the model lacks; use the run's own settings"
+        )

@@ -1,0 +1,1 @@
+"""Methods x noise x seeds: many ordinary runs, one table, one figure."""

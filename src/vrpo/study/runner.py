@@ -1,0 +1,109 @@
+"""Run a study's cells as processes of their own, and watch their run folders grow.
+
+A finished cell (it has a summary.json and the same configuration) is not run again; an unfinished one is
+resumed. A cell that fails stops the study after the running ones end, and its log is named.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from vrpo.config import to_yaml
+from vrpo.errors import CheckpointError, VrpoError
+from vrpo.study.config import Cell
+
+POLL_SECONDS = 0.5
+
+
+class StudyError(VrpoError, RuntimeError):
+    """A cell of a study failed."""
+
+
+def run_cells(cells: Sequence[Cell], out: Path, *, jobs: int, console: Console) -> None:
+    """Run what is not finished, `jobs` at a time.
+
+    Raises:
+        CheckpointError: a cell's folder holds a run with another configuration.
+        StudyError: a cell failed; names its log.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    waiting = [cell for cell in cells if not _finished(cell, out / cell.folder)]
+    progress = Progress(
+        TextColumn("{task.description:<28}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        console=console,
+    )
+    running: dict[str, tuple[Cell, subprocess.Popen[bytes], TaskID]] = {}
+    failed: list[Cell] = []
+    with progress:
+        while running or (waiting and not failed):
+            while waiting and len(running) < jobs and not failed:
+                cell = waiting.pop(0)
+                steps = cell.config.train.steps
+                task = progress.add_task(
+                    f"{cell.method} · {cell.noise} · seed {cell.seed}", total=steps, numbers=""
+                )
+                running[cell.folder] = (cell, _launch(cell, out), task)
+            time.sleep(POLL_SECONDS)
+            for name, (cell, process, task) in list(running.items()):
+                done, numbers = _state(out / cell.folder)
+                progress.update(task, completed=done, numbers=numbers)
+                if process.poll() is not None:
+                    progress.stop_task(task)
+                    del running[name]
+                    if process.returncode != 0:
+                        failed.append(cell)
+                    if not console.is_terminal:
+                        console.print(
+                            f"{cell.method} · {cell.noise} · seed {cell.seed}: {done} steps, {numbers}"
+                        )
+    if failed:
+        log = out / failed[0].folder / "log.txt"
+        reason = (log.read_text().strip().splitlines() or ["no output"])[-1]
+        raise StudyError(f"{failed[0].folder} failed: {reason} (log: {log})")
+
+
+def _launch(cell: Cell, out: Path) -> subprocess.Popen[bytes]:
+    """Start one cell; its output goes to log.txt in its folder."""
+    folder = out / cell.folder
+    resume = (folder / "config.yaml").exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cell.yaml").write_text(to_yaml(cell.config), encoding="utf-8")
+    command = [sys.executable, "-m", "vrpo.cli", "train", str(folder / "cell.yaml"), "--out", str(folder)]
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [*command, *(["--resume"] if resume else [])], stdout=log, stderr=subprocess.STDOUT
+        )
+
+
+def _finished(cell: Cell, folder: Path) -> bool:
+    saved = folder / "config.yaml"
+    if saved.exists() and saved.read_text(encoding="utf-8") != to_yaml(cell.config):
+        raise CheckpointError(
+            f"{folder} holds a run with another configuration; remove it or choose another --out"
+        )
+    return (folder / "summary.json").exists()
+
+
+def _state(folder: Path) -> tuple[int, str]:
+    """Steps done and the latest clean accuracy, read from the run folder."""
+    done = _last_line(folder / "metrics.jsonl").get("step", 0)
+    accuracy = _last_line(folder / "evaluations.jsonl").get("clean_greedy")
+    return int(done), f"clean accuracy {accuracy:.3f}" if accuracy is not None else ""
+
+
+def _last_line(path: Path) -> dict[str, float]:
+    if not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    return dict(json.loads(whole[-1])) if whole else {}

@@ -1,0 +1,130 @@
+"""The Python interface: `vrpo.train` for a configuration, `vrpo.Trainer` for your own objects."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, final
+
+from vrpo.config import Config, load
+from vrpo.config.run import ModelConfig
+from vrpo.models import load_policy, load_tokenizer, policy_from_model
+from vrpo.rewards import named
+from vrpo.tasks import task_from_rows
+from vrpo.train.evaluate import evaluate
+from vrpo.train.loop import train as run_loop
+from vrpo.train.progress import Display, Terminal
+from vrpo.train.run import Ingredients, Run, build_run, load_ingredients
+from vrpo.types import EvalResult
+
+
+def train(
+    config: Config | str | Path,
+    *,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    display: Display | None = None,
+) -> dict[str, Any]:
+    """Train what a configuration describes.
+
+    Args:
+        config: a `vrpo.Config`, or the path of a YAML file or recipe folder.
+        out: the run folder.
+        overrides: `"a.b=value"` settings on top of a file.
+        resume: go on from the newest checkpoint in `out`.
+        display: told about progress; a terminal bar when None.
+
+    Returns:
+        The content of summary.json.
+
+    Raises:
+        vrpo.errors.VrpoError: the input is wrong, or the numbers went bad; one line says what and how to mend it.
+    """
+    if not isinstance(config, Config):
+        config = load(Config, config, list(overrides))
+    run = build_run(config, load_ingredients(config), out=Path(out), resume=resume)
+    return run_loop(run, display or Terminal())
+
+
+@final
+class Trainer:
+    """Train a model on your rows with your reward functions.
+
+    Example:
+        def brevity(prompts, completions, **columns):
+            return [1.0 if len(c) < 80 else 0.0 for c in completions]
+
+        trainer = vrpo.Trainer(model="Qwen/Qwen2.5-0.5B-Instruct", reward_funcs=[brevity],
+                               train_dataset=rows, config=vrpo.Config(algorithm="vrpo"))
+        trainer.train()
+
+    Args:
+        model: a hub name, a folder, or a loaded `transformers` causal language model (trained in place).
+        reward_funcs: one function or several with TRL's signature,
+            f(prompts, completions, **columns) -> list[float | None], plain or async.
+        train_dataset: a `datasets.Dataset` or a list of dicts with a `prompt` column (text or chat messages);
+            the other columns reach the reward functions by name.
+        eval_dataset: held-out rows; None holds out a tenth of `train_dataset`.
+        config: everything else; its `model.path`, `task` and `rewards.functions` are not used.
+        processing_class: the tokenizer; None loads the one that belongs to `model`.
+        reward_weights: one weight per function; None weighs each 1.
+        output_dir: the run folder.
+
+    Raises:
+        vrpo.errors.VrpoError: what was given does not fit together; one line says what and how to mend it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]],
+        train_dataset: Any,
+        *,
+        eval_dataset: Any = None,
+        config: Config | None = None,
+        processing_class: Any = None,
+        reward_weights: Sequence[float] | None = None,
+        output_dir: str | Path = "runs/vrpo",
+    ) -> None:
+        config = config or Config()
+        settings = config.model or ModelConfig(path=model if isinstance(model, str) else model.name_or_path)
+        if isinstance(model, str):
+            settings = settings.model_copy(update={"path": model})
+            tokenizer = processing_class or load_tokenizer(settings)
+            policy = load_policy(settings)
+        else:
+            tokenizer = processing_class or load_tokenizer(settings)
+            policy = policy_from_model(model, tokenizer, config=settings)
+        self.config = config.model_copy(update={"model": settings})
+        functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
+        weights = [1.0] * len(functions) if reward_weights is None else list(reward_weights)
+        self._ingredients = Ingredients(
+            policy=policy,
+            tokenizer=tokenizer,
+            task=task_from_rows(train_dataset, eval_dataset, tokenizer),
+            functions=[named(f, weight=w) for f, w in zip(functions, weights, strict=True)],
+        )
+        self._out = Path(output_dir)
+        self._run: Run | None = None
+
+    def train(self, *, resume: bool = False, display: Display | None = None) -> dict[str, Any]:
+        """Train to the last step; the content of summary.json."""
+        self._run = build_run(self.config, self._ingredients, out=self._out, resume=resume)
+        return run_loop(self._run, display or Terminal())
+
+    def evaluate(self) -> EvalResult:
+        """Clean reward of the trained model on the held-out rows."""
+        if self._run is None:
+            raise RuntimeError("evaluate comes after train")
+        run = self._run
+        return evaluate(
+            run.engine,
+            run.rewards,
+            run.eval_prompts,
+            samples=run.config.train.eval_samples,
+            step=run.learner.step,
+            policy_version=run.learner.policy_version,
+        )
+
+    def save_model(self, folder: str | Path) -> None:
+        """The policy as an ordinary Hugging Face folder."""
+        self._ingredients.policy.save_pretrained(Path(folder))

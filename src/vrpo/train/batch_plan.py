@@ -1,0 +1,22 @@
+"""The batch plan every run starts with. Imports no torch."""
+
+from vrpo.config import Config
+
+
+def batch_plan(config: Config) -> list[str]:
+    """How many completions go where, in the three units every batch size is counted in."""
+    train, group = config.train, config.rollout.num_generations
+    minibatches = train.completions_per_step // train.minibatch
+    micro = train.minibatch // train.microbatch
+    lines = [
+        f"{train.completions_per_step // group} prompts x {group} generations = {train.completions_per_step} completions a step",
+        f"-> {minibatches} minibatches of {train.minibatch} -> {micro} microbatches of {train.microbatch}",
+    ]
+    updates = f"-> {train.epochs * minibatches} policy"
+    if config.critic is not None:
+        updates += f" + {config.critic.epochs * minibatches} critic"
+    lines.append(f"{updates} optimizer steps a step")
+    total = f"{train.steps} steps = {train.steps * train.completions_per_step:,} completions"
+    if config.critic is not None and config.critic.warmup_steps:
+        total += f"; the policy stands still for the first {config.critic.warmup_steps}"
+    return [*lines, total]

@@ -1,0 +1,125 @@
+"""Every metric of metrics.jsonl: formula, healthy range, smell. `vrpo explain` and docs/metrics.md read this.
+
+Names follow TRL's PPO trainer where it had one. Sums over t run over the tokens that count; V is the critic
+*before* the step's update. Imports no torch.
+"""
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class MetricDoc:
+    """What a metric counts, and how to read it."""
+
+    formula: str
+    """Definition with its unit."""
+    healthy: str
+    """What a good run shows."""
+    smell: str
+    """What a bad run shows, and where to look."""
+
+
+_D = MetricDoc
+
+METRICS: dict[str, MetricDoc] = {
+    "step": _D("steps completed", "rises by 1", "a gap: the file was edited"),
+    "episode": _D("responses sampled so far", "step * completions_per_step", "-"),
+    "lr": _D("learning rate of the policy", "follows train.lr_schedule", "0 when the policy should learn"),
+    "lr_critic": _D("learning rate of the critic", "2-5 times the policy's", "below the policy's: a critic that lags"),
+    # objective
+    "objective/scores": _D("mean reward as the learner sees it, noise included", "rises", "rises while objective/scores_clean does not: the noise is being learned"),
+    "objective/scores_clean": _D("mean reward before noise; diagnostics only", "rises", "falls while objective/scores rises: reward hacking"),
+    "objective/kl": _D("sum_t (log pi_t - log pi_ref_t), mean over responses, nats", "grows slowly, under 10", "jumps: learning rate too high, or kl_coef too low"),
+    "objective/non_score_reward": _D("-kl_coef * objective/kl, reward units (0 without a reference)", "small against objective/scores", "dominates: kl_coef too high"),
+    "objective/rlhf_reward": _D("objective/scores + objective/non_score_reward", "rises", "falls while scores rise: the policy pays too much KL"),
+    "objective/entropy": _D("-sum_t log pi_t of sampled responses, mean, nats a response", "falls slowly", "near 0: the policy has collapsed to one response"),
+    # policy
+    "loss/policy_avg": _D("clipped surrogate, mean over tokens", "near 0; carries no information on progress", "large: advantages are not whitened"),
+    "policy/approxkl_avg": _D("k3 estimate of KL(old || new), nats a token", "under 0.02", "above 0.1: fewer epochs or a lower learning rate"),
+    "policy/clipfrac_avg": _D("share of tokens whose gradient the clip removed", "under 0.2", "above 0.3: steps too large; 0 with one minibatch per step is normal"),
+    "policy/clipfrac_low": _D("clipped share with A < 0 and ratio < 1 - cliprange", "like clipfrac_high", "much larger than clipfrac_high: negative samples dominate"),
+    "policy/clipfrac_high": _D("clipped share with A > 0 and ratio > 1 + cliprange_high", "like clipfrac_low", "much larger than clipfrac_low: the policy is sharpening fast"),
+    "policy/entropy_avg": _D("-sum_v pi log pi, mean over tokens, nats", "falls slowly", "near 0: collapse; rises steadily: the reward carries no signal"),
+    "policy/grad_norm": _D("gradient norm before clipping, mean over optimizer steps", "steady", "spikes: extreme advantages or a too high learning rate"),
+    "policy/skipped_updates": _D("optimizer steps not made because the gradient was not finite", "0", "above 0: look at rollouts.jsonl of that step"),
+    "policy/corr_advantage_entropy": _D("Pearson correlation over tokens of |A_t| and the policy's entropy", "above 0: credit lands on undecided tokens", "near 0 for long: advantages do not depend on the token"),
+    "val/ratio": _D("mean over tokens of pi_new / pi_old", "1 +- 0.02", "drifts: off-policy data or sampler mismatch"),
+    "val/ratio_var": _D("variance over tokens of pi_new / pi_old", "under 0.05", "above 0.2: too many epochs"),
+    # sampler
+    "sampling/trainer_kl": _D("k3 KL of sampler against trainer on the first minibatch, before any update, nats a token", "under 1e-6 in fp32, under 1e-3 in bf16", "larger: sampler and trainer disagree about weights or distribution"),
+    "sampling/trainer_ratio_error": _D("|mean ratio - 1| on the same tokens", "under 1e-4 in fp32", "as sampling/trainer_kl"),
+    "sampling/kept_mass": _D("mean probability that top-k and top-p left to sample from", "1 without truncation", "below 0.9: the ratio is biased by the cut tail"),
+    # completions
+    "completions/mean_length": _D("tokens the policy chose, mean over responses", "steady", "rises without clean reward: length hacking"),
+    "completions/max_length": _D("longest response, tokens", "below max_completion_length", "always the limit: raise it"),
+    "completions/truncated_frac": _D("share of responses cut at the length limit", "under 0.1", "above 0.3: rewards judge unfinished answers"),
+    "val/num_eos_tokens": _D("responses that ended with EOS", "near completions_per_step", "falls: the policy forgets to stop"),
+    # rewards and noise
+    "rewards/errors": _D("responses for which a reward function raised or returned something unusable", "0", "above 0: the lines are in rollouts.jsonl"),
+    "rewards/missing": _D("responses without a reward (errors, None, noise type missing); masked from every loss", "0", "large: the step learns from little data"),
+    "rewards/*/mean": _D("mean clean value of one reward function, where it is not missing", "rises", "one rises at the cost of another: weights"),
+    "noise/false_positive": _D("share of clean 0 seen as 1", "the configured rate", "far off: noise depends on content"),
+    "noise/false_negative": _D("share of clean 1 seen as 0", "the configured rate", "far off: noise depends on content"),
+    "noise/informativeness": _D("J = 1 - false_positive - false_negative", "above 0", "0 or less: nothing can be learned"),
+    "noise/seen_accuracy": _D("share of responses whose seen reward equals the clean one", "1 minus the noise", "below val/verdict_accuracy: the critic knows better than the reward"),
+    "noise/frac_zero_std_seen": _D("share of groups whose seen rewards are all equal", "under 0.5", "near 1: group baselines give no gradient"),
+    "noise/frac_zero_std_clean": _D("share of groups whose clean rewards are all equal", "close to the seen one", "far above the seen one: noise makes dead groups look alive"),
+    # critic, before the update
+    "val/explained_var": _D("1 - Var(R - V) / Var(R) over tokens, seen returns", "above 0.1 after warm-up; flips bound it by the clean share of Var(R)", "below 0: the critic is worse than a constant; more warm-up or critic epochs"),
+    "val/explained_var_clean": _D("the same with the clean outcome as R", "above val/explained_var under noise", "below val/explained_var: the critic fits the noise"),
+    "val/explained_var_decile_*": _D("explained variance on seen returns within each tenth of the response", "rises towards the end", "flat at 0: the critic ignores the response"),
+    "val/mean": _D("mean V over tokens, reward units", "near val/return_mean", "far off: critic learning rate too low"),
+    "val/return_mean": _D("mean target R over tokens, reward units", "follows objective/scores", "-"),
+    "val/bias": _D("mean(V - R), reward units", "within 0.05", "one-sided: the critic lags the policy"),
+    "val/calibration": _D("expected calibration error of V at the end against the clean 0/1 outcome, 10 bins", "under 0.1 on clean rewards; flips compress V towards rho+ + J q", "rises: over-confident critic"),
+    "val/auc_start": _D("P(V of a success > V of a failure) at the first token", "above 0.5: knows which prompts are hard", "0.5: does not tell prompts apart"),
+    "val/auc_middle": _D("the same at the middle token", "between start and end", "below start: does not read the response"),
+    "val/auc_end": _D("the same at the last token", "above 0.7", "0.5: cannot judge a finished response, so it cannot filter noise"),
+    "val/sibling_accuracy": _D("share of pairs of one prompt with different clean outcomes that V at the end ranks right", "above 0.6", "0.5: knows the prompt, not the response"),
+    "val/verdict_accuracy": _D("share of responses whose clean outcome `V at the end > midpoint` gets right", "above noise/seen_accuracy", "below it: the reward is a better judge than the critic"),
+    # critic, the update
+    "loss/value_avg": _D("1/2 mean (V - R)^2 during the update, reward units squared", "falls to 1/2 Var(R | s)", "rises: critic learning rate too high"),
+    "val/grad_norm": _D("critic's gradient norm before clipping, mean over optimizer steps", "steady", "spikes: unscaled rewards"),
+    "val/skipped_updates": _D("critic's optimizer steps not made because the gradient was not finite", "0", "above 0: look at the rewards of that step"),
+    "val/bottleneck_kl": _D("KL(q(z|h) || N(0, I)), nats a token", "1-10", "under 0.3: collapsed, lower beta; over 30: not compressing, raise beta"),
+    "val/bottleneck_beta": _D("weight of that KL in force", "rises over the warm-up, then follows Var(R)", "0 with a bottleneck after the warm-up: returns have no variance"),
+    "loss/semantic_avg": _D("L_sem, coefficients included", "small against loss/value_avg", "comparable to it: lower the coefficients"),
+    "val/selected_entropy_frac": _D("|S_H| / |M|", "near critic.semantic.fraction", "0 or 1: features drift faster than the threshold"),
+    "val/selected_nll_frac": _D("|S_P| / |M|", "near critic.semantic.fraction", "0 or 1: features drift faster than the threshold"),
+    # time
+    "time/*": _D("wall seconds of a phase: rollout, reward, values, critic, policy; step is the whole", "rollout dominates", "values or critic above policy by far: microbatch too small"),
+    "tokens_per_second/*": _D("completion tokens over the seconds of: rollout; update (critic + policy); step", "steady", "falls: responses get longer, or the machine is shared"),
+}  # fmt: skip
+
+
+def explain_metric(name: str) -> tuple[str, MetricDoc] | None:
+    """The catalogue entry of a metric: by its name, or by the pattern it falls under."""
+    if name in METRICS:
+        return name, METRICS[name]
+    for pattern, doc in METRICS.items():
+        if "*" in pattern and re.fullmatch(re.escape(pattern).replace(r"\*", ".+"), name):
+            return pattern, doc
+    return None
+
+
+def catalogue_page() -> str:
+    """docs/metrics.md."""
+    lines = [
+        "# Metrics",
+        "",
+        "One line per step in `metrics.jsonl`. Generated by `python -m vrpo.train.catalogue > docs/metrics.md`;",
+        "`vrpo explain METRIC` prints one row. V is the critic *before* the step's update, sums run over the tokens",
+        "that count, nats unless said otherwise.",
+        "",
+        "| metric | formula | healthy | smell |",
+        "|---|---|---|---|",
+    ]
+    for name, doc in METRICS.items():
+        cells = [cell.replace("|", "\\|") for cell in (doc.formula, doc.healthy, doc.smell)]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(catalogue_page(), end="")

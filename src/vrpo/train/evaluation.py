@@ -1,0 +1,75 @@
+"""`vrpo eval`: a run's checkpoint or any model, on a task's held-out prompts with the clean reward."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vrpo.config import Config, apply_overrides, build, read_yaml
+from vrpo.errors import CheckpointError, ConfigError
+from vrpo.models import load_policy, load_tokenizer
+from vrpo.rewards import build_rewards
+from vrpo.rollout import TorchEngine
+from vrpo.tasks import build_task
+from vrpo.train import checkpoint
+from vrpo.train.evaluate import evaluate
+from vrpo.train.fit import check_fit
+from vrpo.types import EvalResult
+
+
+def evaluate_target(
+    target: str, *, config_path: Path | None = None, overrides: Sequence[str] = (), step: int | None = None
+) -> EvalResult:
+    """Clean accuracy of a run folder's checkpoint, or of a model folder or hub name.
+
+    Args:
+        target: a run folder (has config.yaml and checkpoints/), or a model.
+        config_path: task, rewards and rollout settings; needed for a model, replaces a run's own.
+        overrides: `"a.b=value"` settings on top.
+        step: checkpoint of a run; None is the newest.
+
+    Raises:
+        ConfigError: a model without a configuration, or a configuration without a task or reward.
+        CheckpointError: the run has no such checkpoint, or it is damaged.
+    """
+    folder = Path(target)
+    is_run = (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
+    if not is_run and step is not None:
+        raise ConfigError(
+            f"--checkpoint {step} needs a run folder, {target!r} is none; leave it out for a model"
+        )
+    if config_path is None and not is_run:
+        raise ConfigError(
+            f"{target!r} is no run folder; add --config CONFIG to say which task to evaluate the model on"
+        )
+    data = apply_overrides(read_yaml(config_path or folder), list(overrides))
+    config = build(Config, data)
+    if config.model is None or config.task is None or not config.rewards.functions:
+        raise ConfigError(
+            "the configuration names no model, task or reward function (a run started from Python?); give --config CONFIG"
+        )
+    path = str(_checkpoint_of(folder, step) / "policy") if is_run else target
+    settings = config.model.model_copy(update={"path": path})
+    tokenizer, policy = load_tokenizer(settings), load_policy(settings)
+    task = build_task(config.task, tokenizer)
+    rewards = build_rewards(config.rewards.model_copy(update={"noise": ()}), seed=config.train.seed)
+    check_fit(task, policy, rewards, max_completion_length=config.rollout.max_completion_length)
+    return evaluate(
+        TorchEngine(policy, tokenizer, config.rollout, seed=config.train.seed),
+        rewards,
+        task.eval_prompts(config.train.eval_prompts),
+        samples=config.train.eval_samples,
+        step=step or 0,
+        policy_version=0,
+    )
+
+
+def _checkpoint_of(folder: Path, step: int | None) -> Path:
+    available = checkpoint.steps_in(folder / "checkpoints")
+    if not available:
+        raise CheckpointError(f"{folder} has no complete checkpoint yet; train further first")
+    if step is not None and step not in available:
+        raise CheckpointError(
+            f"{folder} has no checkpoint of step {step}; there are {', '.join(map(str, available))}"
+        )
+    path = folder / "checkpoints" / f"step-{step if step is not None else available[-1]}"
+    checkpoint.verify(path)
+    return path

@@ -1,0 +1,40 @@
+"""What can be checked about a configuration's files without loading a model. Imports no torch."""
+
+from pathlib import Path
+
+from vrpo.config import Config
+from vrpo.config.rewards import FunctionReward
+from vrpo.config.tasks import DataTask
+from vrpo.errors import ConfigError, DataError, ModelError
+
+DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+
+
+def check_files(config: Config) -> None:
+    """Every local file a configuration names exists; hub names are taken on trust.
+
+    Raises:
+        ConfigError, DataError, ModelError: the first thing that is missing.
+    """
+    if config.model is None or config.task is None or not config.rewards.functions:
+        lacking = "model" if config.model is None else "task" if config.task is None else "rewards.functions"
+        raise ConfigError(f"{lacking} is required; add it to the configuration")
+    path = config.model.path
+    if looks_local(path) and not Path(path).expanduser().is_dir():
+        raise ModelError(f"model.path={path!r}: there is no such folder; give a model folder or a hub name")
+    for function in config.rewards.functions:
+        if isinstance(function, FunctionReward) and not Path(function.file).is_file():
+            raise ConfigError(
+                f"reward file {function.file!r} does not exist; the path is relative to the working directory"
+            )
+    if isinstance(config.task, DataTask):
+        for key, name in (("task.data", config.task.data), ("task.eval_data", config.task.eval_data)):
+            if name is not None and name.endswith(DATA_SUFFIXES) and not Path(name).expanduser().is_file():
+                raise DataError(
+                    f"{key}={name!r}: there is no such file; the path is relative to the working directory"
+                )
+
+
+def looks_local(path: str) -> bool:
+    """Whether a model path means a folder rather than a hub name: hub names are `name` or `owner/name`."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).is_dir()

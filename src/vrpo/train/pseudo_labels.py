@@ -1,0 +1,56 @@
+"""Majority-vote pseudo-labels of the initial model: the reference answers of noise type `majority`."""
+
+import json
+from itertools import islice
+
+from vrpo.config.rewards import MajorityNoise, RewardsConfig
+from vrpo.errors import ConfigError
+from vrpo.rewards import answer_extractor, majority_label
+from vrpo.rollout import Engine
+from vrpo.tasks import Task
+from vrpo.train.folder import RunFolder
+
+LABELS_FILE = "majority_labels.json"
+MAX_PROMPTS = 100_000
+"""A generated task has no end; voting on more prompts than this is a mistake."""
+PROMPTS_AT_ONCE = 256
+
+
+def majority_labels(
+    config: RewardsConfig, engine: Engine, task: Task, folder: RunFolder
+) -> dict[str, str | None]:
+    """Prompt id -> the most frequent answer of `votes` completions of the model as it is now.
+
+    A prompt none of whose completions has an answer gets None: its reward is missing. The labels are written
+    to the run folder, and read from there when the run is resumed, because by then the model has changed.
+
+    Returns:
+        {} when no noise of the configuration asks for labels.
+
+    Raises:
+        ConfigError: the task has too many prompts to vote on.
+    """
+    wanted = [noise for noise in config.noise if isinstance(noise, MajorityNoise)]
+    if not wanted:
+        return {}
+    path = folder.path / LABELS_FILE
+    if path.exists():
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    if task.train_size > MAX_PROMPTS:
+        raise ConfigError(
+            f"noise type majority votes on every training prompt, and there are {task.train_size:,}; "
+            f"set task.size to at most {MAX_PROMPTS:,}"
+        )
+    extract = answer_extractor(config.functions[0])
+    labels: dict[str, str | None] = {}
+    prompts = task.train_prompts()
+    while block := list(islice(prompts, PROMPTS_AT_ONCE)):
+        votes = wanted[0].votes
+        rollouts = engine.generate(
+            block, num_generations=votes, step=len(labels), policy_version=0, stream="majority"
+        )
+        for index, prompt in enumerate(block):
+            completions = [r.completion for r in rollouts[index * votes : (index + 1) * votes]]
+            labels[prompt.prompt_id] = majority_label(completions, extract)
+    folder.write_json(LABELS_FILE, labels)
+    return labels

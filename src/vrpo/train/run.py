@@ -1,0 +1,181 @@
+"""From a configuration to the parts of a run: the only place that knows how they are put together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vrpo.algorithms import Algorithm, build_algorithm
+from vrpo.algorithms.critic_objective import CriticObjective, CriticState
+from vrpo.config import Config, to_yaml
+from vrpo.errors import CheckpointError, ConfigError
+from vrpo.models import Critic, Policy, Reference, load_policy, load_tokenizer
+from vrpo.rewards import NamedFunction, RewardPipeline, build_rewards
+from vrpo.rollout import Engine, TorchEngine
+from vrpo.tasks import Task, build_task
+from vrpo.train import checkpoint
+from vrpo.train.checkpoint import Learner
+from vrpo.train.fit import check_fit
+from vrpo.train.folder import RunFolder
+from vrpo.train.optim import adamw
+from vrpo.train.pseudo_labels import majority_labels
+from vrpo.train.values import ReferenceFeatures
+from vrpo.types import Metrics, Prompt
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """The parts of one run. Only `learner` changes while it goes on."""
+
+    config: Config
+    folder: RunFolder
+    task: Task
+    eval_prompts: Sequence[Prompt]
+    engine: Engine
+    rewards: RewardPipeline
+    algorithm: Algorithm
+    objective: CriticObjective | None
+    reference: Reference | None
+    reference_features: ReferenceFeatures | None
+    learner: Learner
+    device: torch.device
+    pad_id: int
+
+    @property
+    def name(self) -> str:
+        """What a person calls this run."""
+        return self.config.algorithm.type
+
+    @property
+    def critic_warmup(self) -> int:
+        """Steps at the start in which the policy stands still."""
+        return self.config.critic.warmup_steps if self.config.critic is not None else 0
+
+    def learning_rates(self) -> Metrics:
+        """The rates in force."""
+        rates = {"lr": float(self.learner.policy_optimizer.param_groups[0]["lr"])}
+        if self.learner.critic_optimizer is not None:
+            rates["lr_critic"] = float(self.learner.critic_optimizer.param_groups[0]["lr"])
+        return rates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ingredients:
+    """What a run is made from besides its configuration. From Python these may be the user's own objects."""
+
+    policy: Policy
+    tokenizer: object
+    task: Task
+    functions: Sequence[NamedFunction] = ()
+    """Reward functions besides those of the configuration."""
+
+
+def load_ingredients(config: Config) -> Ingredients:
+    """Model and task as the configuration names them.
+
+    Raises:
+        ConfigError: the configuration names no model, task or reward function.
+    """
+    if config.model is None or config.task is None or not config.rewards.functions:
+        lacking = [
+            name
+            for name, there in (
+                ("model", config.model),
+                ("task", config.task),
+                ("rewards.functions", config.rewards.functions),
+            )
+            if not there
+        ]
+        raise ConfigError(f"{lacking[0]} is required; add it to the configuration")
+    tokenizer = load_tokenizer(config.model)
+    task = build_task(config.task, tokenizer)
+    return Ingredients(policy=load_policy(config.model), tokenizer=tokenizer, task=task)
+
+
+def build_run(config: Config, ingredients: Ingredients, *, out: Path, resume: bool) -> Run:
+    """Put a run together and, when resuming, set it back to its newest whole checkpoint.
+
+    Raises:
+        ConfigError, DataError, ModelError, CheckpointError: the user's input does not fit together.
+    """
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    policy, task, tokenizer = ingredients.policy, ingredients.task, ingredients.tokenizer
+    labels: dict[str, str | None] = {}  # filled below: the vote needs a run folder, which needs a sound run
+    rewards = build_rewards(
+        config.rewards,
+        seed=config.train.seed,
+        extra_functions=ingredients.functions,
+        answers=task.answers,
+        labels=labels,
+    )
+    check_fit(task, policy, rewards, max_completion_length=config.rollout.max_completion_length)
+    algorithm = build_algorithm(config.algorithm)
+    engine = TorchEngine(policy, tokenizer, config.rollout, seed=config.train.seed)
+    critic, objective = _build_critic(config, policy, algorithm)
+    uses_reference = algorithm.uses_reference or (objective is not None and objective.uses_reference)
+    reference = policy.reference() if uses_reference else None
+    folder = RunFolder(out)
+    folder.create(config_yaml=to_yaml(config), resume=resume)
+    labels.update(majority_labels(config.rewards, engine, task, folder))
+    learner = Learner(
+        policy=policy,
+        policy_optimizer=adamw(
+            policy, learning_rate=config.train.learning_rate, weight_decay=config.train.weight_decay
+        ),
+        critic=critic,
+        critic_optimizer=None
+        if critic is None or config.critic is None
+        else adamw(critic, learning_rate=config.critic.learning_rate, weight_decay=config.train.weight_decay),
+        critic_state=CriticState(),
+    )
+    run = Run(
+        config=config,
+        folder=folder,
+        task=task,
+        eval_prompts=task.eval_prompts(config.train.eval_prompts),
+        engine=engine,
+        rewards=rewards,
+        algorithm=algorithm,
+        objective=objective,
+        reference=reference,
+        reference_features=None if reference is None else ReferenceFeatures(reference),
+        learner=learner,
+        device=policy.device,
+        pad_id=int(policy.tokenizer.pad_token_id),
+    )
+    if resume:
+        _resume(run)
+    return run
+
+
+def _build_critic(
+    config: Config, policy: Policy, algorithm: Algorithm
+) -> tuple[Critic | None, CriticObjective | None]:
+    if not algorithm.uses_critic or config.critic is None:
+        return None, None
+    critic = Critic.from_policy(
+        policy,
+        config.critic,
+        seed=config.train.seed,
+        lora=None if config.model is None else config.model.lora,
+        trust_remote_code=config.model is not None and config.model.trust_remote_code,
+    )
+    minibatches = config.train.completions_per_step // config.train.minibatch
+    total = config.train.steps * config.critic.epochs * minibatches
+    return critic, CriticObjective(config.critic, total_updates=total, seed=config.train.seed)
+
+
+def _resume(run: Run) -> None:
+    """Weights, optimizer state and records as they were after the newest checkpoint's step."""
+    newest = checkpoint.latest(run.folder.checkpoints)
+    if newest is None:
+        run.folder.forget_after(-1)  # killed before its first checkpoint: from the start, with a clean record
+        return
+    checkpoint.restore(newest, run.learner)
+    if run.learner.step > run.config.train.steps:
+        raise CheckpointError(
+            f"{newest} is past train.steps={run.config.train.steps}; raise train.steps to go on from it"
+        )
+    run.folder.forget_after(run.learner.step)

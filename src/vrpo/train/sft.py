@@ -1,0 +1,107 @@
+"""The supervised warm start: imitate a column of the task until accuracy leaves room for RL."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from vrpo.config import SftConfig
+from vrpo.errors import CheckpointError, DataError, NumericsError
+from vrpo.models import Policy, load_policy, load_tokenizer
+from vrpo.rewards import build_rewards
+from vrpo.rollout import TorchEngine
+from vrpo.tasks import build_task
+from vrpo.train.evaluate import evaluate
+from vrpo.train.fit import check_fit
+from vrpo.train.folder import replace_file
+from vrpo.train.optim import adamw, set_learning_rate
+from vrpo.types import Prompt
+
+
+def sft(config: SftConfig, *, out: str | Path, console: Console | None = None) -> dict[str, Any]:
+    """Minimise the mean negative log-likelihood of target + EOS given the prompt; save the model to `out`.
+
+    The learning rate decays linearly to a tenth over `sft.steps`; training stops early once the held-out
+    greedy accuracy reaches `sft.stop_accuracy`.
+
+    Returns:
+        steps made, last loss (nats a token), and the held-out accuracy.
+
+    Raises:
+        CheckpointError: `out` already holds a model.
+        DataError: a row has no target text.
+        NumericsError: the loss is not finite.
+    """
+    out, console, settings = Path(out), console or Console(), config.sft
+    if (out / "config.json").exists():
+        raise CheckpointError(f"{out} already holds a model; choose another --out")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    tokenizer = load_tokenizer(config.model)
+    policy = load_policy(config.model)
+    task = build_task(config.task, tokenizer)
+    rewards = build_rewards(config.rewards.model_copy(update={"noise": ()}), seed=config.seed)
+    check_fit(task, policy, rewards, max_completion_length=config.rollout.max_completion_length)
+    engine = TorchEngine(policy, tokenizer, config.rollout, seed=config.seed)
+    held_out = task.eval_prompts(settings.eval_prompts)
+    optimizer = adamw(policy, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
+    result: dict[str, Any] = {}
+    for step in range(1, settings.steps + 1):
+        prompts = task.draw(seed=config.seed, step=step - 1, count=settings.batch)
+        set_learning_rate(optimizer, settings.learning_rate * (1.0 - 0.9 * (step - 1) / settings.steps))
+        loss = _sft_step(policy, optimizer, prompts, tokenizer, settings.target_column)
+        if step % settings.eval_every == 0 or step == settings.steps:
+            accuracy = evaluate(engine, rewards, held_out, samples=1, step=step, policy_version=step)
+            console.print(
+                f"sft step {step}/{settings.steps}  loss {loss:.3f}  held-out accuracy: greedy {accuracy.greedy:.3f}, sampled {accuracy.sampled:.3f}"
+            )
+            result = {"steps": step, "loss": loss, "greedy": accuracy.greedy, "sampled": accuracy.sampled}
+            if settings.stop_accuracy is not None and accuracy.greedy >= settings.stop_accuracy:
+                break
+    policy.save_pretrained(out)
+    replace_file(out / "sft.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _sft_step(
+    policy: Policy, optimizer: torch.optim.Optimizer, prompts: list[Prompt], tokenizer: Any, column: str
+) -> float:
+    """One optimizer step on the targets of `prompts`; the mean loss in nats a token."""
+    ids, attention, mask = (x.to(policy.device) for x in encode_examples(prompts, tokenizer, column))
+    optimizer.zero_grad(set_to_none=True)
+    logp, _ = policy.logprobs_and_entropy(ids, attention, mask, temperature=1.0)
+    loss = -logp.sum() / mask.sum()
+    if not torch.isfinite(loss):
+        raise NumericsError(f"the warm start's loss is {loss.item()}; lower sft.learning_rate")
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def encode_examples(
+    prompts: list[Prompt], tokenizer: Any, column: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Input ids [B, L], attention mask [B, L] and loss mask [B, L - 1], True on target and EOS."""
+    rows, starts = [], []
+    for prompt in prompts:
+        target = prompt.columns.get(column)
+        if not isinstance(target, str) or not target:
+            raise DataError(
+                f"row {prompt.prompt_id} has no text in column {column!r}; set sft.target_column to the column to imitate"
+            )
+        target_ids = tokenizer(target, add_special_tokens=False)["input_ids"]
+        rows.append(np.concatenate([prompt.token_ids, target_ids, [tokenizer.eos_token_id]]).astype(np.int64))
+        starts.append(len(prompt.token_ids))
+    length = max(map(len, rows))
+    ids = torch.zeros(len(rows), length, dtype=torch.int64)
+    attention = torch.zeros(len(rows), length, dtype=torch.bool)
+    mask = torch.zeros(len(rows), length - 1, dtype=torch.bool)
+    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        ids[i, : len(row)] = torch.from_numpy(row)
+        attention[i, : len(row)] = True
+        mask[i, start - 1 : len(row) - 1] = True
+    return ids, attention, mask

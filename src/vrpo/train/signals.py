@@ -1,0 +1,52 @@
+"""SIGINT and SIGTERM: finish the step, write a checkpoint, exit 130 or 143. A second signal exits at once."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+
+class Stopped(Exception):
+    """A signal ended the run after a checkpoint."""
+
+    def __init__(self, signum: int, folder: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; continue with --out {folder} --resume")
+        self.exit_code = 128 + signum
+
+
+class StopRequest:
+    """Whether a signal has come."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def leave_if_asked(self, folder: Path) -> None:
+        """Raise `Stopped` when a signal has come."""
+        if self.signal is not None:
+            raise Stopped(self.signal, folder)
+
+    def note(self, signum: int, frame: FrameType | None) -> None:
+        """The handler: remember the first signal; let the second one kill the process."""
+        self.signal = signum
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+
+
+@contextmanager
+def stop_requested() -> Iterator[StopRequest]:
+    """Listen for signals inside; the handlers from before are put back.
+
+    Only the main thread may install handlers: elsewhere the request never becomes true.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {each: signal.signal(each, request.note) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

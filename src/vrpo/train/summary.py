@@ -1,0 +1,72 @@
+"""The final numbers of a run, for people and programs: summary.json."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from vrpo.config import Config
+from vrpo.train.folder import RunFolder
+
+FINAL_STEPS = 10
+"""Steps at the end that the averages are taken over."""
+
+
+def summarise(folder: RunFolder, config: Config, *, seconds: float) -> dict[str, Any]:
+    """Clean accuracy first, last and best; averages of the last steps; totals.
+
+    Args:
+        folder: the run's folder, complete.
+        config: the run's configuration.
+        seconds: wall time of this process's part of the run.
+    """
+    lines, evaluations = folder.read_metrics(), folder.read_evaluations()
+    last = lines[-FINAL_STEPS:]
+    best = max(evaluations, key=lambda e: e["clean_greedy"], default=None)
+    return {
+        "algorithm": config.algorithm.type,
+        "seed": config.train.seed,
+        "steps": config.train.steps,
+        "clean_accuracy": {
+            "first": _pick(evaluations[:1]),
+            "final": _pick(evaluations[-1:]),
+            "best": _pick([best] if best else []),
+        },
+        "averages_over_last_steps": len(last),
+        "seen_reward": _mean(last, "objective/scores"),
+        "clean_reward": _mean(last, "objective/scores_clean"),
+        "explained_var": _mean(last, "val/explained_var"),
+        "explained_var_clean": _mean(last, "val/explained_var_clean"),
+        "mean_length": _mean(last, "completions/mean_length"),
+        "entropy": _mean(last, "policy/entropy_avg"),
+        "tokens_per_second": _mean(lines, "tokens_per_second/step"),
+        "seconds_per_step": _mean(lines, "time/step"),
+        "sampler_trainer_kl_max": max(
+            (x for line in lines if (x := line.get("sampling/trainer_kl")) is not None), default=None
+        ),
+        "reward_errors": sum(line["rewards/errors"] for line in lines),
+        "rewards_missing": sum(line["rewards/missing"] for line in lines),
+        "skipped_updates": sum(
+            line.get(name) or 0.0
+            for line in lines
+            for name in ("policy/skipped_updates", "val/skipped_updates")
+        ),
+        "seconds": seconds,
+    }
+
+
+def _pick(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    if not evaluations:
+        return None
+    e = evaluations[0]
+    return {
+        "step": e["step"],
+        "greedy": e["clean_greedy"],
+        "sampled": e["clean_sampled"],
+        "prompts": e["prompts"],
+    }
+
+
+def _mean(lines: Sequence[dict[str, Any]], name: str) -> float | None:
+    """Mean over the lines that have a number; None when none has."""
+    values = [x for line in lines if (x := line.get(name)) is not None and math.isfinite(x)]
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,175 @@
+"""The configuration: what loads, what is refused and how it is said, and that none of it needs torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vrpo.config import Config, SftConfig, apply_overrides, build, load, read_yaml, to_yaml
+from vrpo.config.describe import all_keys, config_page
+from vrpo.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+BASE = {
+    "model": {"path": "vrpo:tiny"},
+    "task": {"type": "arithmetic"},
+    "rewards": {"functions": [{"type": "exact"}]},
+}
+
+
+def message(changes: dict) -> str:
+    with pytest.raises(ConfigError) as caught:
+        build(Config, BASE | changes)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"trian": {}}, ["'trian'", "did you mean 'train'"]),
+        ({"train": {"stpes": 3}}, ["'train.stpes'", "did you mean 'steps'"]),
+        ({"train": {"cliprange": 0.1}}, ["'train.cliprange'", "belongs under 'algorithm'"]),
+        ({"train": {"steps": "many"}}, ["train.steps='many'", "integer"]),
+        ({"train": {"steps": 3.5}}, ["train.steps=3.5", "integer"]),
+        ({"task": {"type": "arithmetik"}}, ["arithmetik", "'arithmetic'"]),
+        ({"task": {"type": "math"}}, ["task.data", "required"]),
+        ({"rewards": {"functions": [{"type": "exact", "wieght": 1.0}]}}, ["functions.0.wieght", "'weight'"]),
+        ({"rewards": {"noise": {"type": "flip", "false_positive": 1.3}}}, ["1.3", "less than or equal to 1"]),
+        ({"rewards": {"noise": {"type": "flip", "false_positive": 0.5, "false_negative": 0.5}}}, ["J =", "adversarial"]),
+        ({"rewards": {"noise": {"type": "adversarial", "false_positive": 0.1}}}, ["J =", "type: flip"]),
+        ({"algorithm": "grpo", "critic": {}}, ["grpo has no critic"]),
+        ({"algorithm": "ppo", "critic": None}, ["ppo needs a critic"]),
+        ({"algorithm": "grpo", "rollout": {"num_generations": 1}}, ["num_generations=1", "2 or more"]),
+        ({"algorithm": "gppo"}, ["gppo", "'ppo', 'vrpo', 'grpo'"]),
+        ({"train": {"minibatch": 60}}, ["completions_per_step=256", "minibatch=60", "300"]),
+        ({"train": {"microbatch": 48}}, ["minibatch=64", "microbatch=48"]),
+        ({"rollout": {"num_generations": 7}}, ["completions_per_step=256", "num_generations=7"]),
+        ({"train": {"steps": 5}}, ["warmup_steps=10", "train.steps=5"]),
+        ({"critic": {"cliprange_value": 0.2}}, ["sampled bottleneck", "head.sample: false"]),
+        ({"task": {"type": "arithmetic", "min_digits": 5}}, ["min_digits=5", "max_digits=2"]),
+        ({"task": {"type": "arithmetic", "template": "?"}}, ["{problem}"]),
+    ],
+)
+def test_a_mistake_is_one_line_with_value_and_fix(changes, parts):
+    text = message(changes)
+    for part in parts:
+        assert part in text
+
+
+def test_presets_sit_under_what_the_user_wrote():
+    vrpo = build(Config, BASE | {"critic": {"head": {"beta": 0.1}}})
+    assert (vrpo.critic.head.type, vrpo.critic.head.beta, vrpo.critic.semantic.mode) == ("bottleneck", 0.1, "literal")
+    assert build(Config, BASE | {"critic": {"head": {"type": "scalar"}}}).critic.head.type == "scalar"
+    ppo = build(Config, BASE | {"algorithm": "ppo"})
+    assert (ppo.critic.head.type, ppo.critic.semantic.mode) == ("scalar", "off")
+    assert build(Config, BASE | {"algorithm": {"type": "grpo"}}).critic is None
+    assert Config(algorithm="vrpo") == Config()
+
+
+def test_the_saved_config_is_the_config():
+    for algorithm in ("vrpo", "ppo", "grpo"):
+        noise = [{"type": "flip", "false_positive": 0.1}, {"type": "missing", "rate": 0.2}]
+        config = build(Config, BASE | {"algorithm": algorithm, "rewards": BASE["rewards"] | {"noise": noise}})
+        assert build(Config, yaml.safe_load(to_yaml(config))) == config
+
+
+def test_overrides_are_yaml_and_written_back():
+    data = apply_overrides(BASE, ["train.learning_rate=1e-4", "algorithm=ppo", "algorithm.lam=1", "rewards.noise=null"])
+    config = build(Config, data)
+    assert (config.train.learning_rate, config.algorithm.type, config.algorithm.lam) == (1e-4, "ppo", 1.0)
+    assert "lam: 1.0" in to_yaml(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [("train.steps", "KEY=VALUE"), ("=3", "KEY=VALUE"), ("train.steps.x=3", "no keys"), ("train=[", "not valid YAML")],
+)
+def test_bad_overrides(override, part):
+    with pytest.raises(ConfigError, match=part):
+        apply_overrides({"train": {"steps": 3}}, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("- 1\n- 2\n", "list"), ("a: [1\n", "line 2"), ("a: 1\na: 2\n", "twice"), ("", "NoneType"), ("{1: 2, [3]: 4}", "no name")],
+)
+def test_bad_files(tmp_path, text, part):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=part):
+        read_yaml(path)
+
+
+def test_missing_and_binary_files(tmp_path):
+    with pytest.raises(ConfigError, match="no configuration file"):
+        read_yaml(tmp_path / "none.yaml")
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        read_yaml(tmp_path / "b.yaml")
+
+
+@pytest.mark.parametrize("text", ["1e-6", "1.0e-6", "1E-6", ".000001"])
+def test_numbers_in_scientific_notation_are_numbers(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"learning_rate: {text}\n")
+    assert read_yaml(path) == {"learning_rate": pytest.approx(1e-6)}
+
+
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-5, 500), st.floats(allow_nan=False), st.text(max_size=5))
+KEYS = sorted({doc.key for doc in all_keys()})
+
+
+@settings(deadline=None, max_examples=200)
+@given(key=st.sampled_from(KEYS), value=SCALARS)
+def test_any_value_anywhere_loads_or_is_one_line(key, value):
+    top, _, rest = key.partition(".")
+    data = dict(BASE)
+    node = data
+    parts = [part for part in (top, *rest.split(".")) if part]
+    for part in parts[:-1]:
+        below = node.get(part)
+        node[part] = dict(below) if isinstance(below, dict) else {}
+        node = node[part]
+    node[parts[-1]] = value
+    try:
+        build(Config, data)
+    except ConfigError as error:
+        assert "\n" not in str(error) and len(str(error)) > 10
+    else:
+        assert build(Config, data) == build(Config, data)
+
+
+def test_config_loads_without_torch():
+    code = (
+        "import sys, vrpo, vrpo.config, vrpo.config.describe, vrpo.train.catalogue, vrpo.train.batch_plan; "
+        "vrpo.Config(algorithm='vrpo'); heavy = {'torch', 'transformers', 'datasets'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_key_is_documented_and_the_page_is_current():
+    assert [doc.key for doc in all_keys() if not doc.doc] == []
+    assert (ROOT / "docs" / "config.md").read_text() == config_page(), "run `make docs`"
+
+
+RECIPES = sorted(ROOT.glob("recipes/*/config.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.parent.name)
+def test_every_recipe_loads_and_is_complete(path):
+    config = load(Config, path)
+    assert config.model is not None and config.task is not None and config.rewards.functions
+    assert (path.parent / "README.md").is_file()
+    assert (path.parent / "expected.json").is_file()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*/warmstart.yaml")), ids=lambda p: p.parent.name)
+def test_every_warm_start_loads(path):
+    assert load(SftConfig, path).sft.steps > 0
