@@ -41,7 +41,10 @@ def message(changes: dict) -> str:
         ({"task": {"type": "math"}}, ["task.data", "required"]),
         ({"rewards": {"functions": [{"type": "exact", "wieght": 1.0}]}}, ["functions.0.wieght", "'weight'"]),
         ({"rewards": {"noise": {"type": "flip", "false_positive": 1.3}}}, ["1.3", "less than or equal to 1"]),
-        ({"rewards": {"noise": {"type": "flip", "false_positive": 0.5, "false_negative": 0.5}}}, ["J =", "adversarial"]),
+        (
+            {"rewards": {"noise": {"type": "flip", "false_positive": 0.5, "false_negative": 0.5}}},
+            ["J =", "adversarial"],
+        ),
         ({"rewards": {"noise": {"type": "adversarial", "false_positive": 0.1}}}, ["J =", "type: flip"]),
         ({"algorithm": "grpo", "critic": {}}, ["grpo has no critic"]),
         ({"algorithm": "ppo", "critic": None}, ["ppo needs a critic"]),
@@ -64,7 +67,11 @@ def test_a_mistake_is_one_line_with_value_and_fix(changes, parts):
 
 def test_presets_sit_under_what_the_user_wrote():
     vrpo = build(Config, BASE | {"critic": {"head": {"beta": 0.1}}})
-    assert (vrpo.critic.head.type, vrpo.critic.head.beta, vrpo.critic.semantic.mode) == ("bottleneck", 0.1, "literal")
+    assert (vrpo.critic.head.type, vrpo.critic.head.beta, vrpo.critic.semantic.mode) == (
+        "bottleneck",
+        0.1,
+        "literal",
+    )
     assert build(Config, BASE | {"critic": {"head": {"type": "scalar"}}}).critic.head.type == "scalar"
     ppo = build(Config, BASE | {"algorithm": "ppo"})
     assert (ppo.critic.head.type, ppo.critic.semantic.mode) == ("scalar", "off")
@@ -80,7 +87,9 @@ def test_the_saved_config_is_the_config():
 
 
 def test_overrides_are_yaml_and_written_back():
-    data = apply_overrides(BASE, ["train.learning_rate=1e-4", "algorithm=ppo", "algorithm.lam=1", "rewards.noise=null"])
+    data = apply_overrides(
+        BASE, ["train.learning_rate=1e-4", "algorithm=ppo", "algorithm.lam=1", "rewards.noise=null"]
+    )
     config = build(Config, data)
     assert (config.train.learning_rate, config.algorithm.type, config.algorithm.lam) == (1e-4, "ppo", 1.0)
     assert "lam: 1.0" in to_yaml(config)
@@ -88,7 +97,12 @@ def test_overrides_are_yaml_and_written_back():
 
 @pytest.mark.parametrize(
     ("override", "part"),
-    [("train.steps", "KEY=VALUE"), ("=3", "KEY=VALUE"), ("train.steps.x=3", "no keys"), ("train=[", "not valid YAML")],
+    [
+        ("train.steps", "KEY=VALUE"),
+        ("=3", "KEY=VALUE"),
+        ("train.steps.x=3", "no keys"),
+        ("train=[", "not valid YAML"),
+    ],
 )
 def test_bad_overrides(override, part):
     with pytest.raises(ConfigError, match=part):
@@ -97,7 +111,13 @@ def test_bad_overrides(override, part):
 
 @pytest.mark.parametrize(
     ("text", "part"),
-    [("- 1\n- 2\n", "list"), ("a: [1\n", "line 2"), ("a: 1\na: 2\n", "twice"), ("", "NoneType"), ("{1: 2, [3]: 4}", "no name")],
+    [
+        ("- 1\n- 2\n", "list"),
+        ("a: [1\n", "line 2"),
+        ("a: 1\na: 2\n", "twice"),
+        ("", "NoneType"),
+        ("{1: 2, [3]: 4}", "no name"),
+    ],
 )
 def test_bad_files(tmp_path, text, part):
     path = tmp_path / "c.yaml"
@@ -121,7 +141,9 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path, text):
     assert read_yaml(path) == {"learning_rate": pytest.approx(1e-6)}
 
 
-SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-5, 500), st.floats(allow_nan=False), st.text(max_size=5))
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-5, 500), st.floats(allow_nan=False), st.text(max_size=5)
+)
 KEYS = sorted({doc.key for doc in all_keys()})
 
 

@@ -11,15 +11,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vrpo.config import Config, SftConfig
-    from vrpo.train.api import Trainer, train
-    from vrpo.types import EvalResult
+    from vrpo import train as train
+    from vrpo.config import Config as Config
+    from vrpo.config import SftConfig as SftConfig
+    from vrpo.train.api import Trainer as Trainer
+    from vrpo.types import EvalResult as EvalResult
 
 _HOME = {
     "Config": "vrpo.config",
     "SftConfig": "vrpo.config",
     "Trainer": "vrpo.train.api",
-    "train": "vrpo.train.api",
     "EvalResult": "vrpo.types",
 }
 
@@ -29,6 +30,6 @@ __all__ = ["Config", "EvalResult", "SftConfig", "Trainer", "train"]
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
-    if name in ("functional", "errors", "types"):
+    if name in ("train", "functional", "errors", "types"):
         return importlib.import_module(f"vrpo.{name}")
     raise AttributeError(f"module 'vrpo' has no attribute {name!r}")

@@ -5,7 +5,7 @@
 The training loop calls these and never asks which algorithm it has.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ Sums = dict[str, float]
 """Metric name -> sum over the tokens that count; the caller divides by their number."""
 
 
+@runtime_checkable
 class Algorithm(Protocol):
     """A learning rule for the policy."""
 

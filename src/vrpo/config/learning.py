@@ -1,6 +1,6 @@
 """`algorithm:` and `critic:` the learning rule and the value model."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -115,7 +115,7 @@ class CriticConfig(Strict):
     """Clip the new value to within this of the old one in the loss, in reward units. null: off."""
 
     @model_validator(mode="after")
-    def _clip_needs_means(self) -> Self:
+    def _clip_needs_means(self) -> "CriticConfig":
         if self.cliprange_value is not None and isinstance(self.head, BottleneckHead) and self.head.sample:
             raise ValueError(
                 "cliprange_value with a sampled bottleneck takes sampling noise for an update; "

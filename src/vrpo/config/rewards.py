@@ -1,6 +1,6 @@
 """`rewards:` the functions that judge a completion, and the noise put on their verdict."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -74,7 +74,7 @@ class FlipRates(Strict):
 
 class _InformativeRates(FlipRates):
     @model_validator(mode="after")
-    def _must_inform(self) -> Self:
+    def _must_inform(self) -> "_InformativeRates":
         if self.informativeness <= 0:
             raise ValueError(
                 f"J = 1 - {self.false_positive} - {self.false_negative} = {self.informativeness:.2g} <= 0, nothing can be "
@@ -177,7 +177,7 @@ class AdversarialNoise(FlipRates):
     """rho- = P(r~ = 0 | r = 1)."""
 
     @model_validator(mode="after")
-    def _must_not_inform(self) -> Self:
+    def _must_not_inform(self) -> "AdversarialNoise":
         if self.informativeness > 1e-12:
             raise ValueError(
                 f"J = {self.informativeness:.2g} > 0 can be learned from; use `type: flip` for it"

@@ -1,6 +1,6 @@
 """The root of a training configuration, and the rules that span sections."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -112,7 +112,7 @@ class Config(Strict):
         return with_preset(data) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
-    def _batch_sizes_divide(self) -> Self:
+    def _batch_sizes_divide(self) -> "Config":
         for small, large in (
             ("rollout.num_generations", "train.completions_per_step"),
             ("train.minibatch", "train.completions_per_step"),
@@ -126,7 +126,7 @@ class Config(Strict):
         return self
 
     @model_validator(mode="after")
-    def _algorithm_fits_critic(self) -> Self:
+    def _algorithm_fits_critic(self) -> "Config":
         match self.algorithm:
             case GrpoConfig():
                 if self.critic is not None:

@@ -1,6 +1,6 @@
 """`task:` where prompts come from, and what is held out for evaluation."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,7 +31,7 @@ class ArithmeticTask(Strict):
     """Share of all problems, chosen by a hash of the problem, that only evaluation uses."""
 
     @model_validator(mode="after")
-    def _digits_in_order(self) -> Self:
+    def _digits_in_order(self) -> "ArithmeticTask":
         if self.min_digits > self.max_digits:
             raise ValueError(
                 f"min_digits={self.min_digits} is above max_digits={self.max_digits}; swap them or raise max_digits"

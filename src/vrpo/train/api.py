@@ -90,10 +90,10 @@ class Trainer:
         if isinstance(model, str):
             settings = settings.model_copy(update={"path": model})
             tokenizer = processing_class or load_tokenizer(settings)
-            policy = load_policy(settings)
+            policy = load_policy(settings, seed=config.train.seed)
         else:
             tokenizer = processing_class or load_tokenizer(settings)
-            policy = policy_from_model(model, tokenizer, config=settings)
+            policy = policy_from_model(model, tokenizer, config=settings, seed=config.train.seed)
         self.config = config.model_copy(update={"model": settings})
         functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
         weights = [1.0] * len(functions) if reward_weights is None else list(reward_weights)

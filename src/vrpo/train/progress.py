@@ -1,6 +1,6 @@
 """What a person sees while a run goes on: a progress bar on a terminal, a line now and then elsewhere."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -11,6 +11,7 @@ LINES_PER_RUN = 10
 """Lines a run prints when its output is not a terminal."""
 
 
+@runtime_checkable
 class Display(Protocol):
     """Told about a run as it happens."""
 

@@ -90,7 +90,9 @@ def load_ingredients(config: Config) -> Ingredients:
         raise ConfigError(f"{lacking[0]} is required; add it to the configuration")
     tokenizer = load_tokenizer(config.model)
     task = build_task(config.task, tokenizer)
-    return Ingredients(policy=load_policy(config.model), tokenizer=tokenizer, task=task)
+    return Ingredients(
+        policy=load_policy(config.model, seed=config.train.seed), tokenizer=tokenizer, task=task
+    )
 
 
 def build_run(config: Config, ingredients: Ingredients, *, out: Path, resume: bool) -> Run:

@@ -1,0 +1,69 @@
+"""Pure mathematics on tensors: no module, no config, no logger, no hidden randomness.
+
+Results are fp32; scalars are keyword-only; a mask is True where a position counts, and NaN where it is
+False cannot leak into a result or a gradient.
+"""
+
+from vrpo.functional.advantages import gae, group_advantages
+from vrpo.functional.bottleneck import gaussian_kl, reparameterise
+from vrpo.functional.diagnostics import (
+    auc,
+    expected_calibration_error,
+    explained_variance,
+    explained_variance_by_position,
+    frac_zero_std,
+    masked_correlation,
+    sibling_ranking_accuracy,
+)
+from vrpo.functional.kl import kl_estimate
+from vrpo.functional.logprobs import (
+    linear_kl,
+    linear_logprobs_and_entropy,
+    token_entropy_and_nll,
+    token_logprobs,
+)
+from vrpo.functional.masked import masked_mean, masked_sum, masked_var, masked_whiten
+from vrpo.functional.noise import debias_rewards, flip_rewards, length_bias, zscore
+from vrpo.functional.policy_losses import PolicyLoss, ppo_clip_loss
+from vrpo.functional.returns import length_adaptive_lambda, token_rewards
+from vrpo.functional.sampling import SampledTokens, sample_tokens
+from vrpo.functional.semantic import clamped_nll, ema, quantile_threshold, uncertain_tokens
+from vrpo.functional.value_losses import value_mse_loss
+
+__all__ = [
+    "PolicyLoss",
+    "SampledTokens",
+    "auc",
+    "clamped_nll",
+    "debias_rewards",
+    "ema",
+    "expected_calibration_error",
+    "explained_variance",
+    "explained_variance_by_position",
+    "flip_rewards",
+    "frac_zero_std",
+    "gae",
+    "gaussian_kl",
+    "group_advantages",
+    "kl_estimate",
+    "length_adaptive_lambda",
+    "length_bias",
+    "linear_kl",
+    "linear_logprobs_and_entropy",
+    "masked_correlation",
+    "masked_mean",
+    "masked_sum",
+    "masked_var",
+    "masked_whiten",
+    "ppo_clip_loss",
+    "quantile_threshold",
+    "reparameterise",
+    "sample_tokens",
+    "sibling_ranking_accuracy",
+    "token_entropy_and_nll",
+    "token_logprobs",
+    "token_rewards",
+    "uncertain_tokens",
+    "value_mse_loss",
+    "zscore",
+]

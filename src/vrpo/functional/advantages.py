@@ -1,0 +1,110 @@
+"""Advantages: how much better a token, or a response, was than expected.
+
+Time convention: token t is chosen in state s_t, r_t is paid for token t, v_t = V(s_t) was predicted
+before token t existed; `bootstrap` is V after the last token.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int, Num
+from torch import Tensor
+
+from vrpo.errors import ConfigError
+from vrpo.functional.masked import zero_where_false
+
+STD_EPS = 1e-4
+"""Added to a group's standard deviation, reward units: TRL's constant."""
+
+
+def gae(
+    rewards: Float[Tensor, "B T"],
+    values: Float[Tensor, "B T"],
+    bootstrap: Float[Tensor, " B"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    gamma: float,
+    lam: float | Float[Tensor, " B"],
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """Generalised advantage estimate and the matching value target.
+
+        delta_t = r_t + gamma * v_next(t) - v_t
+        A_t     = delta_t + gamma * lam * A_next(t)        target_t = A_t + v_t
+
+    next(t) is the next position with mask=True, so that tokens of an environment between two turns take no
+    time; after the last one, v_next is `bootstrap` and A_next is 0.
+    Source: Schulman et al. 2016, arXiv:1506.02438, eq. 16; truncated form arXiv:1707.06347, eq. 11-12.
+
+    Args:
+        rewards: r_t in task-reward units; not read where mask is False.
+        values: v_t, same units as rewards; not read where mask is False.
+        bootstrap: V of the state after the last token. 0 when the response ended (EOS); the critic's
+            estimate when it was cut at the length limit and the cut is not an outcome.
+        mask: True on tokens the policy chose.
+        gamma: discount per token, in [0, 1].
+        lam: in [0, 1], one for all or one per sequence. 0 is one-step TD (biased by V), 1 is Monte Carlo
+            (V only a baseline).
+
+    Returns:
+        advantages, targets; fp32, both exactly 0 where mask is False, neither normalised.
+    """
+    rewards, values = zero_where_false(rewards, mask), zero_where_false(values, mask)
+    advantages = torch.zeros_like(values)
+    value_next = bootstrap.float()
+    advantage_next = torch.zeros_like(value_next)
+    for t in reversed(range(mask.shape[1])):
+        counts = mask[:, t]
+        advantage = rewards[:, t] + gamma * value_next - values[:, t] + gamma * lam * advantage_next
+        value_next = torch.where(counts, values[:, t], value_next)
+        advantage_next = torch.where(counts, advantage, advantage_next)
+        advantages[:, t] = torch.where(counts, advantage, advantages[:, t])
+    return advantages, advantages + values
+
+
+def group_advantages(
+    rewards: Num[Tensor, " B"],
+    group_ids: Int[Tensor, " B"],
+    *,
+    scale: Literal["std", "none"],
+    valid: Bool[Tensor, " B"] | None = None,
+) -> Float[Tensor, " B"]:
+    """Reward against the mean of its group of samples of one prompt.
+
+        A_i = (r_i - mean_g) / (std_g + 1e-4)     scale = "std":  GRPO, arXiv:2402.03300
+        A_i =  r_i - mean_g                       scale = "none": Dr. GRPO, arXiv:2503.20783
+
+    std_g is the sample standard deviation (n - 1), and 1e-4 is added to it, both as TRL does. In a group
+    whose rewards are all equal, or that has one sample, every advantage is exactly 0.
+
+    Args:
+        rewards: one per sequence.
+        group_ids: sequences with the same id form a group, in any order.
+        scale: whether the group's spread is divided out.
+        valid: False where the reward is missing: that sample takes no part in mean or std and gets 0.
+            None: all are valid.
+
+    Returns:
+        fp32; not normalised over the batch.
+
+    Raises:
+        ConfigError: unknown scale.
+    """
+    if scale not in ("std", "none"):
+        raise ConfigError(
+            f'group advantage scale is {scale!r}, it must be "std" or "none"; choose one of them'
+        )
+    if valid is None:
+        valid = torch.ones_like(group_ids, dtype=torch.bool)
+    # fp32 numbers summed in fp64: the mean of equal rewards is exactly that reward, so they centre to exactly 0
+    r = torch.where(valid, rewards.float().double(), 0.0)
+    _, group = group_ids.unique(return_inverse=True)
+
+    def group_sum(x: Tensor) -> Tensor:
+        """Sum over the valid members of each sample's group."""
+        return x.new_zeros(len(x)).index_add(0, group, torch.where(valid, x, 0.0))[group]
+
+    count = group_sum(torch.ones_like(r))
+    centred = r - group_sum(r) / count.clamp(min=1)
+    std = (group_sum(centred**2) / (count - 1).clamp(min=1)).sqrt()
+    advantages = centred / (std + STD_EPS) if scale == "std" else centred
+    return torch.where(valid, advantages, 0.0).float()

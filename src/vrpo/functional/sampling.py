@@ -1,0 +1,91 @@
+"""Sampling as a function of (logits, uniform): the draw is data, not state.
+
+A row's token depends on its own logits and its own uniform number alone, so it is the same whatever
+else is in the batch and wherever a run was resumed.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+
+class SampledTokens(NamedTuple):
+    """One token per row and how likely it was."""
+
+    token_ids: Int64[Tensor, " B"]
+    logprobs: Float[Tensor, " B"]
+    """fp32, nats: under the distribution the token was drawn from (truncated and renormalised)."""
+    policy_logprobs: Float[Tensor, " B"]
+    """fp32, nats: under softmax(logits / temperature), which is what a trainer recomputes."""
+
+
+def sample_tokens(
+    logits: Float[Tensor, "B V"],
+    uniforms: Float[Tensor, " B"],
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> SampledTokens:
+    """Inverse-CDF sampling: the first token, in vocabulary order, whose cumulative probability exceeds u.
+
+    Order of the cuts: temperature, then top-k, then top-p on what top-k left, then renormalisation. Of
+    equally likely tokens at the edge of a cut, those with the lower id stay. A token of probability 0
+    is never drawn, even for u = 1 (a uniform just under 1 rounds to it in fp32).
+
+    Args:
+        logits: any floating dtype; -inf forbids a token.
+        uniforms: one draw from U[0, 1) per row.
+        temperature: > 0; divides the logits.
+        top_k: keep the k likeliest tokens; 0 keeps all. top_k = 1 is greedy.
+        top_p: keep the smallest set of likeliest tokens with at least this mass ; 1.0 keeps all,
+            0.0 the likeliest token alone.
+
+    Returns:
+        tokens and their log-probabilities. A row with NaN logits gets NaN log-probabilities.
+    """
+    log_p = torch.log_softmax(logits.float() / temperature, dim=-1)
+    keep: Tensor | None = None
+    if 0 < top_k < logits.shape[-1]:
+        keep = _top_k_mask(log_p, k=top_k)
+    if top_p < 1.0:
+        keep = _top_p_mask(log_p, keep, top_p=top_p, k=top_k)
+    p = log_p.exp() if keep is None else torch.where(keep, log_p.exp(), 0.0)
+    # fp64: with 150k words an fp32 running sum near 1 swallows every token below 6e-8
+    cdf = p.cumsum(dim=-1, dtype=torch.float64)
+    total = cdf[:, -1:]
+    # strictly under the total, so that the token found is one at which the sum still rises
+    height = torch.minimum(
+        uniforms[:, None].double() * total, torch.nextafter(total, torch.zeros_like(total))
+    )
+    index = torch.searchsorted(cdf, height, right=True).clamp(max=logits.shape[-1] - 1)
+    policy_logprobs = log_p.gather(-1, index).squeeze(-1)
+    logprobs = policy_logprobs if keep is None else policy_logprobs - total.squeeze(-1).log().float()
+    return SampledTokens(index.squeeze(-1), logprobs, policy_logprobs)
+
+
+def _top_k_mask(log_p: Float[Tensor, "B V"], *, k: int) -> Bool[Tensor, "B V"]:
+    """True on exactly k tokens a row; ties at the edge go to the lower ids."""
+    edge = log_p.topk(k, dim=-1).values[:, -1:]
+    above, ties = log_p > edge, log_p == edge
+    room = k - above.sum(dim=-1, keepdim=True)
+    return above | (ties & (ties.cumsum(dim=-1) <= room))
+
+
+def _top_p_mask(
+    log_p: Float[Tensor, "B V"], keep: Bool[Tensor, "B V"] | None, *, top_p: float, k: int
+) -> Bool[Tensor, "B V"]:
+    """True on the smallest set of likeliest tokens, among `keep` (k a row), that holds top_p of keep's mass."""
+    if keep is None:
+        ids = torch.arange(log_p.shape[-1], device=log_p.device).expand_as(log_p)
+    else:
+        # sort k candidates, not V words; ascending ids first, so that the stable sort below settles ties
+        ids = torch.where(keep, log_p, -torch.inf).topk(k, dim=-1).indices.sort(dim=-1).values
+    ordered, rank = log_p.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
+    p = torch.softmax(ordered, dim=-1)
+    mass_before = p.cumsum(dim=-1, dtype=torch.float64) - p
+    inside = mass_before < top_p
+    inside[:, 0] = True
+    return torch.zeros_like(log_p, dtype=torch.bool).scatter(-1, ids.gather(-1, rank), inside)

@@ -1,0 +1,244 @@
+"""The value model: its own copy of the backbone, a value head, and the frozen language-model head.
+
+    V(s_t) = Head(Backbone(x_<=t))        read at the position before token t exists
+
+The frozen head turns the value features into token distributions for the semantic losses; it is a buffer,
+never a parameter, so no optimizer can move it. On disk a critic is an ordinary backbone folder with two more files,
+`value_head.safetensors` and `value_head.json`.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vrpo.config.learning import CriticConfig
+from vrpo.config.run import LoraConfig
+from vrpo.errors import ModelError
+from vrpo.models.heads import BottleneckHead, HeadOutput, ScalarHead, ValueHead, build_head
+from vrpo.models.loading import add_adapter, load_backbone
+from vrpo.models.policy import Policy, frozen_head, run_backbone
+from vrpo.rng import stream_seed
+
+HEAD_WEIGHTS, HEAD_SETTINGS = "value_head.safetensors", "value_head.json"
+
+
+@final
+class Critic(nn.Module):
+    """Hidden states to values. Like the policy's model, the backbone always stays in eval mode (no dropout).
+
+    Args:
+        backbone: a `transformers` model without language-model head, or a `peft` model around one; fp32.
+        head: the value head.
+        lm_head: [V, d] frozen clone of the policy's initial head; None when no semantic loss reads it.
+        compute_dtype: precision of the backbone's forward pass; head and values are fp32.
+        adapter: `backbone` is a `PeftModel`; then only its adapter and the head are trained and saved.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        head: ValueHead,
+        lm_head: Tensor | None,
+        *,
+        compute_dtype: torch.dtype,
+        adapter: bool,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.compute_dtype = compute_dtype
+        self.adapter = adapter
+        # not persistent: it is the initial policy's, which every run can load again
+        self.register_buffer("_lm_head", lm_head, persistent=False)
+        self.train(False)
+
+    @classmethod
+    def from_policy(
+        cls,
+        policy: Policy,
+        config: CriticConfig,
+        *,
+        seed: int,
+        lora: LoraConfig | None = None,
+        trust_remote_code: bool = False,
+    ) -> "Critic":
+        """A new critic: the policy's backbone, or that of `config.path`, and a fresh or saved head.
+
+        Call it before the policy is trained: backbone and frozen head are copies of its weights as they are now.
+        Under a policy with an adapter the critic starts from the base model, with an adapter of its own.
+
+        Args:
+            policy: the initial policy.
+            config: the critic section.
+            seed: root of the streams "critic-head" and "critic-adapter".
+            lora: adapter settings (the model section's); required when the policy has an adapter and
+                `config.path` names no adapter folder.
+            trust_remote_code: as in the model section, for `config.path`.
+
+        Raises:
+            ModelError: `config.path` cannot be loaded, or does not fit the policy or `config.head`.
+        """
+        if config.path is not None:
+            backbone, adapter = load_backbone(config.path, trust_remote_code=trust_remote_code)
+        else:
+            backbone, adapter = _copy_of_backbone(policy), False
+        if lora is not None and not adapter:
+            backbone = add_adapter(
+                backbone, lora, task_type="FEATURE_EXTRACTION", seed=stream_seed(seed, "critic-adapter")
+            )
+            adapter = True
+        width = _hidden_size(backbone)
+        generator = torch.Generator().manual_seed(stream_seed(seed, "critic-head"))
+        head = build_head(config.head, width, generator=generator)
+        if config.path is not None and (Path(config.path) / HEAD_SETTINGS).is_file():
+            _load_head(head, Path(config.path))
+        lm_head = None if config.semantic.mode == "off" else frozen_head(policy)
+        _check_fit(config, policy, backbone, width, lm_head)
+        critic = cls(backbone, head, lm_head, compute_dtype=policy.compute_dtype, adapter=adapter)
+        return critic.to(policy.device)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, policy: Policy, config: CriticConfig, *, trust_remote_code: bool = False
+    ) -> "Critic":
+        """The critic saved in `folder`, bit for bit.
+
+        Args:
+            folder: written by `save_pretrained`.
+            policy: the *initial* policy: the frozen head is taken from it.
+            config: the critic section; `path` is not read.
+            trust_remote_code: as in the model section.
+
+        Raises:
+            ModelError: the folder holds no value head, or another one than `config.head`.
+        """
+        if not (Path(folder) / HEAD_SETTINGS).is_file():
+            raise ModelError(f"{str(folder)!r} holds no {HEAD_SETTINGS}; give a folder written by a critic")
+        config = config.model_copy(update={"path": str(folder)})
+        # the seed draws a head that the saved one then replaces
+        return cls.from_policy(policy, config, seed=0, trust_remote_code=trust_remote_code)
+
+    def train(self, mode: bool = True) -> "Critic":
+        """Set the flag of this module; the backbone stays in eval mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    @property
+    def latent_dim(self) -> int:
+        """K, dimensions of the latent code; 0 for the scalar head."""
+        return self.head.latent_dim
+
+    @property
+    def frozen_head(self) -> Float[Tensor, "V d"]:
+        """Language-model head of the initial policy; only with a semantic loss."""
+        assert isinstance(self._lm_head, Tensor), (
+            "the frozen head is kept only when critic.semantic.mode is not off"
+        )
+        return self._lm_head
+
+    def hidden(
+        self, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L d"]:
+        """Value features of right-padded sequences; 0 at padding."""
+        backbone = self.backbone.get_base_model() if self.adapter else self.backbone
+        return run_backbone(backbone, input_ids, attention_mask, compute_dtype=self.compute_dtype)
+
+    def forward_tokens(self, hidden: Float[Tensor, "N d"], noise: Tensor | None) -> HeadOutput:
+        """Values and bottleneck KL of chosen tokens; noise [N, K] is standard normal, None takes the mean of z."""
+        return self.head(hidden, noise)
+
+    def values_of(self, hidden: Float[Tensor, "B L d"]) -> Float[Tensor, "B L"]:
+        """Mean-z values at every position, fp32."""
+        return self.head(hidden.flatten(0, 1), None).values.view(hidden.shape[:2])
+
+    @torch.no_grad()
+    def values(
+        self, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"], *, microbatch: int
+    ) -> Float[Tensor, "B L"]:
+        """Mean-z values at every position without gradient, `microbatch` sequences at a time; 0 at padding."""
+        parts = [
+            self.values_of(self.hidden(ids, mask))
+            for ids, mask in zip(input_ids.split(microbatch), attention_mask.split(microbatch), strict=True)
+        ]
+        return torch.where(attention_mask, torch.cat(parts), 0.0)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """The backbone as an ordinary folder for `AutoModel.from_pretrained`, and the value head.
+
+        With an adapter the folder holds the adapter in place of the backbone, as `peft` writes it.
+        """
+        folder = Path(folder)
+        if self.adapter:
+            self.backbone.save_pretrained(str(folder), save_embedding_layers=False)
+        else:
+            self.backbone.save_pretrained(str(folder))
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()},
+            folder / HEAD_WEIGHTS,
+        )
+        (folder / HEAD_SETTINGS).write_text(
+            json.dumps(_settings(self.head), indent=2) + "\n", encoding="utf-8"
+        )
+
+
+def _copy_of_backbone(policy: Policy) -> nn.Module:
+    if policy.adapter:
+        return copy.deepcopy(policy.model).unload().base_model.requires_grad_(True)
+    return copy.deepcopy(policy.backbone)
+
+
+def _hidden_size(backbone: Any) -> int:
+    return int(backbone.config.get_text_config().hidden_size)
+
+
+def _settings(head: ValueHead) -> dict[str, str | int]:
+    match head:
+        case ScalarHead():
+            kind = "scalar"
+        case BottleneckHead():
+            kind = "bottleneck"
+    return {"type": kind, "hidden_size": head.hidden_size, "latent_dim": head.latent_dim}
+
+
+def _load_head(head: ValueHead, folder: Path) -> None:
+    """Fill `head` with the weights saved in `folder`, which must be of the same kind and size."""
+    try:
+        saved = json.loads((folder / HEAD_SETTINGS).read_text(encoding="utf-8"))
+        weights = load_file(folder / HEAD_WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(
+            f"the value head in {str(folder)!r} cannot be read: {error}; save the critic again, or give another folder"
+        ) from error
+    wanted = _settings(head)
+    if saved != wanted:
+        raise ModelError(
+            f"the value head in {str(folder)!r} is {saved}, but critic.head and the backbone ask for {wanted}; make "
+            "critic.head agree, or delete the value_head files to start with a fresh head"
+        )
+    head.load_state_dict(weights)
+
+
+def _check_fit(
+    config: CriticConfig, policy: Policy, backbone: Any, width: int, lm_head: Tensor | None
+) -> None:
+    """The critic reads the policy's tokens, and the frozen head reads the critic's features."""
+    words = policy.causal_lm.get_input_embeddings().weight.shape[0]
+    rows = backbone.get_input_embeddings().weight.shape[0]
+    if rows < words:
+        raise ModelError(
+            f"critic.path={config.path!r} embeds {rows} tokens, the policy {words}; use a critic that shares the "
+            "policy's tokenizer"
+        )
+    if lm_head is not None and width != lm_head.shape[1]:
+        raise ModelError(
+            f"critic.path={config.path!r} has hidden size {width}, the policy's language-model head {lm_head.shape[1]}; "
+            "use a critic of the policy's size, or critic.semantic.mode: off"
+        )

@@ -1,0 +1,125 @@
+"""Value heads: hidden state -> V, and for the bottleneck the price of what it keeps.
+
+    scalar       V = w . h + b
+    bottleneck   mean, logvar = W_e h (logvar clamped);  z = mean + exp(logvar / 2) eps;  V = MLP(z), K -> 4K (SiLU) -> 1
+                 KL = sum_k 1/2 (mean^2 + var - logvar - 1)
+
+The bottleneck is the variational one of VRPO (arXiv:2508.03058); dimensions and initial values are ours
+(docs/algorithms/vrpo.md). Both heads compute in fp32 whatever the backbone runs in.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vrpo.config import learning
+from vrpo.functional import gaussian_kl, reparameterise
+
+LOGVAR_RANGE = (-10.0, 4.0)
+"""Limits of log sigma^2: sigma between 0.007 and 7.4, so that neither exp nor the KL can overflow."""
+
+LOGVAR_INIT_SCALE = 0.01
+"""Factor on the initial rows that give logvar: sigma starts at 1, where the critic learns; starting it small
+leaves it overconfident."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOutput:
+    """What a head says about N tokens.
+
+    Example, bottleneck, two tokens: HeadOutput(values=tensor([.41, .07]), kl=tensor([3.2, 1.9]))
+    """
+
+    values: Float[Tensor, " N"]
+    """V, reward units, fp32."""
+    kl: Float[Tensor, " N"]
+    """KL(q(z|h) || N(0, I)), nats summed over the latent dimensions, fp32; 0 for the scalar head."""
+
+
+@final
+class ScalarHead(nn.Module):
+    """V = w . h + b, with w ~ N(0, (1/(d+1))^2) and b = 0, so that the first values are near 0."""
+
+    latent_dim = 0
+
+    def __init__(self, hidden_size: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.output = _output_layer(hidden_size, generator)
+
+    def forward(self, hidden: Float[Tensor, "N d"], noise: Tensor | None) -> HeadOutput:
+        """Values of N tokens; there is no latent variable, so `noise` is not read."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            values = self.output(hidden.float()).squeeze(-1)
+        return HeadOutput(values, torch.zeros_like(values))
+
+
+@final
+class BottleneckHead(nn.Module):
+    """V read from a Gaussian code z of K dimensions."""
+
+    def __init__(self, hidden_size: int, latent_dim: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.latent_dim = latent_dim
+        self.encoder = _linear(hidden_size, 2 * latent_dim, generator)
+        self.inner = _linear(latent_dim, 4 * latent_dim, generator)
+        self.output = _output_layer(4 * latent_dim, generator)
+        with torch.no_grad():
+            self.encoder.weight[latent_dim:] *= LOGVAR_INIT_SCALE
+
+    def forward(self, hidden: Float[Tensor, "N d"], noise: Float[Tensor, "N K"] | None) -> HeadOutput:
+        """Values from one reparameterised sample of z, or from its mean when `noise` is None.
+
+        Args:
+            hidden: [N, d] features.
+            noise: [N, K] standard normal draws.
+        """
+        with torch.autocast(hidden.device.type, enabled=False):
+            mean, logvar = self.encoder(hidden.float()).chunk(2, dim=-1)
+            logvar = logvar.clamp(*LOGVAR_RANGE)
+            z = mean if noise is None else reparameterise(mean, logvar, noise)
+            values = self.output(nn.functional.silu(self.inner(z))).squeeze(-1)
+            return HeadOutput(values, gaussian_kl(mean, logvar))
+
+
+ValueHead = ScalarHead | BottleneckHead
+
+
+def default_latent_dim(hidden_size: int) -> int:
+    """An eighth of the hidden size, between 16 and 256."""
+    return min(max(hidden_size // 8, 16), 256)
+
+
+def build_head(config: learning.HeadConfig, hidden_size: int, *, generator: torch.Generator) -> ValueHead:
+    """The head named by `config` with fresh weights drawn from `generator` (CPU)."""
+    match config:
+        case learning.ScalarHead():
+            return ScalarHead(hidden_size, generator=generator)
+        case learning.BottleneckHead(latent_dim=latent_dim):
+            return BottleneckHead(
+                hidden_size, latent_dim or default_latent_dim(hidden_size), generator=generator
+            )
+
+
+def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """Weights from U(-1/sqrt(inputs), 1/sqrt(inputs)), zero bias. nn.Linear itself would draw from the global state."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    bound = 1.0 / math.sqrt(inputs)
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        layer.bias.zero_()
+    return layer
+
+
+def _output_layer(inputs: int, generator: torch.Generator) -> nn.Linear:
+    """Weights from N(0, (1/(inputs + 1))^2), zero bias: a default layer can start at |V| of 16."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, 1)
+    with torch.no_grad():
+        layer.weight.normal_(0.0, 1.0 / (inputs + 1), generator=generator)
+        layer.bias.zero_()
+    return layer

@@ -1,0 +1,264 @@
+"""From a configuration to tokenizer and policy; whatever is wrong with the model is said in one line."""
+
+import importlib.resources
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from vrpo.config.run import LoraConfig, ModelConfig
+from vrpo.errors import ModelError
+from vrpo.models.policy import Policy
+from vrpo.rng import stream_seed
+
+log = logging.getLogger(__name__)
+
+TINY = "vrpo:tiny"
+"""Name of the small character-level model that the package ships."""
+
+ADAPTER_FILE = "adapter_config.json"
+
+
+def resolve_path(path: str) -> str:
+    """The folder or hub name that `from_pretrained` takes.
+
+    Raises:
+        ModelError: `path` is neither a folder nor shaped like a hub name.
+    """
+    if path.startswith("vrpo:"):
+        if path != TINY:
+            raise ModelError(
+                f"model.path={path!r} is not in the package; the only packaged model is {TINY!r}"
+            )
+        folder = Path(str(importlib.resources.files("vrpo"))) / "assets" / "tiny"
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"{TINY!r} is missing from this installation ({folder}); reinstall vrpo, or build an untrained one "
+                "with `python -m vrpo.models.tiny FOLDER`"
+            )
+        return str(folder)
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in ("config.json", ADAPTER_FILE)):
+            raise ModelError(f"{path!r} holds no config.json; give the folder that holds the model's files")
+        return str(folder)
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
+        raise ModelError(
+            f"there is no model folder {path!r}; give an existing folder or a hub name owner/model"
+        )
+    return path
+
+
+def resolve_device(config: ModelConfig) -> torch.device:
+    """The device of `model.device`; auto is CUDA when torch sees one."""
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise ModelError("model.device=cuda, but torch sees no CUDA device; use `auto` or `cpu`")
+    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+
+
+def resolve_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """Precision of forward passes; `auto` is bfloat16 on CUDA and float32 on CPU."""
+    match config.dtype:
+        case "float32":
+            return torch.float32
+        case "bfloat16":
+            return torch.bfloat16
+        case "auto":
+            return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The model's tokenizer, with an end token, and with a padding token that is the end token if need be.
+
+    Sharing the two is safe here: padding is told by attention masks, never by a token id.
+
+    Raises:
+        ModelError: it cannot be loaded or has no end token.
+    """
+    path = resolve_path(config.path)
+    path = _adapter_base(path) or path
+    with _one_line(config.path, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    return checked_tokenizer(tokenizer, config.path)
+
+
+def checked_tokenizer(tokenizer: Any, name: str) -> Any:
+    """The tokenizer itself, if a response can end in it; its padding token is set where it has none."""
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {name!r} has no EOS token, so no response could end; set `eos_token` in its "
+            "tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
+    """The model of `config` with fp32 weights on its device, ready to be trained.
+
+    A folder written by a LoRA run (with adapter_config.json) opens as its base model with that adapter.
+
+    Args:
+        config: the model section.
+        seed: root of the stream from which a fresh adapter's weights are drawn; not read without `lora`.
+
+    Raises:
+        ModelError: it cannot be loaded, lacks weights, or does not fit its tokenizer.
+    """
+    path = resolve_path(config.path)
+    base = _adapter_base(path)
+    tokenizer = load_tokenizer(config)
+    model = load_pretrained(
+        AutoModelForCausalLM, base or path, name=config.path, trust_remote_code=config.trust_remote_code
+    )
+    if base is not None:
+        model = open_adapter(model, path)
+    return policy_from_model(model, tokenizer, config=config, seed=seed)
+
+
+def policy_from_model(model: Any, tokenizer: Any, *, config: ModelConfig, seed: int = 0) -> Policy:
+    """A policy around a model object. The object itself is trained: moved to the device and to fp32 weights.
+
+    Args:
+        model: a causal language model of `transformers`, or a `peft` model around one.
+        tokenizer: its tokenizer.
+        config: device, dtype and LoRA settings; `path` is only a name for messages.
+        seed: as in `load_policy`.
+    """
+    from peft import PeftModel
+
+    tokenizer = checked_tokenizer(tokenizer, config.path)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"the tokenizer of {config.path!r} knows {len(tokenizer)} tokens but the model embeds {rows}; use the "
+            "tokenizer that belongs to the model"
+        )
+    model = model.float()
+    if config.lora is not None and not isinstance(model, PeftModel):
+        model = add_adapter(
+            model, config.lora, task_type="CAUSAL_LM", seed=stream_seed(seed, "policy-adapter")
+        )
+    device = resolve_device(config)
+    return Policy(
+        model.to(device),
+        tokenizer,
+        compute_dtype=resolve_dtype(config, device),
+        adapter=isinstance(model, PeftModel),
+    )
+
+
+def load_pretrained(auto_class: Any, path: str, *, name: str, trust_remote_code: bool) -> Any:
+    """`auto_class.from_pretrained` with fp32 weights from safetensors, complete or not at all."""
+    options = {
+        "dtype": torch.float32,
+        "use_safetensors": True,
+        "trust_remote_code": trust_remote_code,
+        "output_loading_info": True,
+    }
+    with _one_line(name, "model"), seeded(0):
+        try:
+            model, info = auto_class.from_pretrained(path, attn_implementation="sdpa", **options)
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            log.info("%s does not support SDPA attention; using its own implementation", name)
+            model, info = auto_class.from_pretrained(path, **options)
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ModelError(
+            f"{name!r} lacks {len(missing)} weights of a {type(model).__name__}, such as {missing[0]!r}; give a "
+            "folder saved from a causal language model"
+        )
+    return model
+
+
+def load_backbone(path: str, *, trust_remote_code: bool) -> tuple[Any, bool]:
+    """The backbone (no language-model head) of a folder or hub model, and whether it carries an adapter."""
+    resolved = resolve_path(path)
+    base = _adapter_base(resolved)
+    backbone = load_pretrained(AutoModel, base or resolved, name=path, trust_remote_code=trust_remote_code)
+    if base is None:
+        return backbone, False
+    return open_adapter(backbone, resolved), True
+
+
+def add_adapter(model: Any, lora: LoraConfig, *, task_type: str, seed: int) -> nn.Module:
+    """The model with a fresh LoRA adapter (its output is unchanged until the adapter learns)."""
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
+
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    settings = PeftLoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type=task_type
+    )
+    try:
+        with seeded(seed), _peft_warnings():
+            return get_peft_model(model, settings)
+    except ValueError as error:
+        raise ModelError(
+            f"model.lora.target_modules={targets!r} does not fit {type(model).__name__}: {_first_line(error)}; name "
+            "linear layers of the model or use all-linear"
+        ) from error
+
+
+def open_adapter(model: Any, folder: str) -> nn.Module:
+    """The model with the adapter saved in `folder`, trainable."""
+    from peft import PeftModel
+
+    with _one_line(folder, "adapter"), seeded(0), _peft_warnings():
+        return PeftModel.from_pretrained(model, folder, is_trainable=True)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run initialisers that read torch's global CPU generator, and leave that generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _peft_warnings() -> Iterator[None]:
+    """Hide one message that no user of this package can act on: peft reads a name that transformers renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        yield
+
+
+def _adapter_base(path: str) -> str | None:
+    """The base model that an adapter folder names; None for any other folder or a hub name."""
+    file = Path(path) / ADAPTER_FILE
+    if not file.is_file():
+        return None
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ModelError(f"{file} does not name a base model; save the adapter again with peft") from error
+    return resolve_path(str(base))
+
+
+@contextmanager
+def _one_line(name: str, what: str) -> Iterator[None]:
+    """Turn the errors that `from_pretrained` documents into one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"cannot load the {what} of {name!r}: {_first_line(error)}; give a folder with config.json, tokenizer and "
+            ".safetensors files, or a hub name that is reachable or downloaded"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".;") or type(error).__name__

@@ -1,0 +1,273 @@
+"""The policy: a causal language model that says how likely each sampled token was.
+
+Time convention (vrpo.types): column t of a [B, T] tensor describes token t + 1 of `input_ids`, chosen in
+the state read at position t. Sequences are padded on the right.
+
+The language-model head runs only on the tokens that count, in chunks: logits of all positions at once
+would be the largest tensor of a training step.
+"""
+
+import copy
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from vrpo.functional import linear_logprobs_and_entropy
+from vrpo.models.lm_head import LmHead, head_of
+
+log = logging.getLogger(__name__)
+
+PROBE_TOLERANCE = 1e-4
+"""Largest difference between head(backbone(x)) and the model's own logits, fp32."""
+
+
+@final
+class Policy(nn.Module):
+    """Any `AutoModelForCausalLM`, or a `peft` model around one.
+
+    The wrapped model always stays in eval mode: dropout would make the log-probability of a token differ
+    from the one it was drawn with, and the first ratio of PPO would not be 1.
+
+    Args:
+        model: the model, fp32 weights, on its device.
+        tokenizer: saved next to the weights.
+        compute_dtype: precision of forward passes; weights stay fp32.
+        adapter: `model` is a `PeftModel`; then only its adapter is trained and saved.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, compute_dtype: torch.dtype, adapter: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.compute_dtype = compute_dtype
+        self.adapter = adapter
+        self.train(False)
+        self.runs_head_alone = self._probe()
+
+    def train(self, mode: bool = True) -> "Policy":
+        """Set the flag of this module; the wrapped model stays in eval mode."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    @property
+    def causal_lm(self) -> Any:
+        """The `transformers` model; with an adapter, the one whose layers carry it."""
+        return self.model.get_base_model() if self.adapter else self.model
+
+    @property
+    def backbone(self) -> Any:
+        """The model below its language-model head."""
+        return self.causal_lm.base_model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def hidden_size(self) -> int:
+        """d, features per position."""
+        return int(self.causal_lm.config.get_text_config().hidden_size)
+
+    @property
+    def context_length(self) -> int | None:
+        """Longest sequence the model was built for; None when its configuration does not say."""
+        return getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Every token that ends a response: the tokenizer's and those of the generation settings."""
+        listed = self.causal_lm.generation_config.eos_token_id
+        listed = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
+        return frozenset([*listed, self.tokenizer.eos_token_id])
+
+    @property
+    def head(self) -> LmHead:
+        """The live language-model head."""
+        head = head_of(self.causal_lm)
+        assert head is not None, "the model has no plain linear head"
+        return head
+
+    def hidden(
+        self, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L d"]:
+        """Last hidden states after the final norm; 0 at padding."""
+        return run_backbone(self.backbone, input_ids, attention_mask, compute_dtype=self.compute_dtype)
+
+    def logprobs_and_entropy(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Bool[Tensor, "B L"],
+        mask: Bool[Tensor, "B T"],
+        *,
+        temperature: float,
+    ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+        """log pi(token t + 1 | tokens up to t) and the entropy of that distribution, nats, fp32.
+
+        Args:
+            input_ids: [B, L], right padded.
+            attention_mask: [B, L], True on real tokens.
+            mask: [B, T = L - 1], True where a token counts; only these meet the vocabulary.
+            temperature: logits are divided by it.
+
+        Returns:
+            Log-probabilities and entropies, both 0 where mask is False; gradients are exact.
+        """
+        targets = input_ids[:, 1:][mask]
+        if self.runs_head_alone:
+            head = self.head
+            chosen = self.hidden(input_ids, attention_mask)[:, :-1][mask]
+            logp, entropy = linear_logprobs_and_entropy(
+                chosen,
+                head.weight,
+                targets,
+                temperature=temperature,
+                bias=head.bias,
+                softcap=head.softcap,
+                logit_scale=head.logit_scale,
+            )
+        else:
+            with autocast(self.device, self.compute_dtype):
+                logits = self.causal_lm(input_ids=input_ids, use_cache=False).logits
+            log_probs = torch.log_softmax(logits[:, :-1][mask].float() / temperature, dim=-1)
+            logp = log_probs.gather(1, targets[:, None]).squeeze(1)
+            entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
+        empty = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+        return empty.masked_scatter(mask, logp), empty.masked_scatter(mask, entropy)
+
+    def next_token_logits(
+        self, input_ids: Int[Tensor, "B L"], last: Int[Tensor, " B"] | None = None, **inputs: Any
+    ) -> Float[Tensor, "B V"]:
+        """fp32 logits of the token after position `last` of each row (None: after the final column).
+
+        Args:
+            input_ids: what the model reads now.
+            last: [B] column index.
+            **inputs: passed on to the model (attention_mask, position_ids, past_key_values, use_cache).
+        """
+        with autocast(self.device, self.compute_dtype):
+            if self.runs_head_alone:
+                states = self.backbone(input_ids=input_ids, **inputs).last_hidden_state
+            else:
+                states = self.causal_lm(input_ids=input_ids, **inputs).logits
+        rows = torch.arange(len(states), device=states.device)
+        chosen = states[:, -1] if last is None else states[rows, last]
+        return self.head.logits(chosen) if self.runs_head_alone else chosen.float()
+
+    def reference(self) -> "Reference":
+        """The frozen model as it is now: a copy, or with an adapter the base model below it (no copy)."""
+        if self.adapter:
+            return Reference(self, shared=True)
+        frozen = copy.deepcopy(self, {id(self.tokenizer): self.tokenizer})
+        return Reference(frozen.requires_grad_(False), shared=False)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """An ordinary folder of safetensors and tokenizer files, for `AutoModelForCausalLM.from_pretrained`.
+
+        With an adapter the folder holds the adapter alone, for `peft.AutoPeftModelForCausalLM.from_pretrained`.
+        """
+        if self.adapter:
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)
+        else:
+            self.model.save_pretrained(str(folder))
+            self.tokenizer.save_pretrained(str(folder))
+
+    @torch.no_grad()
+    def _probe(self) -> bool:
+        """Whether head(backbone(x)) is the model's own logits, on eight tokens."""
+        head = head_of(self.causal_lm)
+        if head is not None:
+            ids = torch.arange(8, device=self.device)[None] * 7 % head.weight.shape[0]
+            own = self.causal_lm(input_ids=ids, use_cache=False).logits[0].float()
+            states = self.backbone(input_ids=ids, use_cache=False).last_hidden_state[0]
+            if states.shape[-1] == head.weight.shape[1] and torch.allclose(
+                head.logits(states), own, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE
+            ):
+                return True
+        log.warning(
+            "the head of %s cannot be run apart from the model; log-probabilities take the slower path through "
+            "all logits",
+            type(self.causal_lm).__name__,
+        )
+        return False
+
+
+@final
+class Reference:
+    """The frozen initial model: a copy made when it was asked for, or the base model below an adapter.
+
+    Args:
+        policy: the frozen copy, or the live policy with its adapter.
+        shared: `policy` is the live one; its adapter is switched off during each call.
+    """
+
+    def __init__(self, policy: Policy, *, shared: bool) -> None:
+        self._policy = policy
+        self._shared = shared
+
+    def hidden(
+        self, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L d"]:
+        """Last hidden states after the final norm, without gradient; 0 at padding."""
+        with torch.no_grad(), self._frozen():
+            return self._policy.hidden(input_ids, attention_mask)
+
+    def logprobs_and_entropy(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Bool[Tensor, "B L"],
+        mask: Bool[Tensor, "B T"],
+        *,
+        temperature: float,
+    ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+        """`Policy.logprobs_and_entropy` of the frozen model, without gradient."""
+        with torch.no_grad(), self._frozen():
+            return self._policy.logprobs_and_entropy(input_ids, attention_mask, mask, temperature=temperature)
+
+    @property
+    def head_weight(self) -> Float[Tensor, "V d"]:
+        """W of softmax(W h), the logit scale included; detached."""
+        head = self._policy.head
+        weight = head.weight.detach()
+        return weight if head.logit_scale == 1.0 else weight * head.logit_scale
+
+    def _frozen(self) -> AbstractContextManager[Any]:
+        return self._policy.model.disable_adapter() if self._shared else nullcontext()
+
+
+def frozen_head(policy: Policy) -> Float[Tensor, "V d"]:
+    """A detached clone of the language-model head, the logit scale included.
+
+    A clone, because small models tie the head to the embedding: sharing memory would let the optimizer move it.
+    A bias or a soft cap is not part of it; neither changes which tokens the features are near to.
+    """
+    head = policy.head
+    return (head.weight.detach() * head.logit_scale).clone()
+
+
+def run_backbone(
+    backbone: Any,
+    input_ids: Int[Tensor, "B L"],
+    attention_mask: Bool[Tensor, "B L"],
+    *,
+    compute_dtype: torch.dtype,
+) -> Float[Tensor, "B L d"]:
+    """Hidden states of right-padded sequences; 0 at padding.
+
+    The model gets no mask: it is causal, so no real position sees the padding on its right, and SDPA is fastest
+    without one.
+    """
+    with autocast(input_ids.device, compute_dtype):
+        states = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
+    return torch.where(attention_mask[..., None], states, torch.zeros_like(states[:1, :1]))
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Mixed precision for a forward pass; nothing in fp32."""
+    return torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else nullcontext()

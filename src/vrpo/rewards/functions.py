@@ -1,0 +1,199 @@
+"""The built-in reward functions, and how to read an answer out of a completion for majority votes.
+
+Each has TRL's signature. For a sample that cannot be judged it returns the exception, which the pipeline
+turns into a missing reward with an error line.
+"""
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from string import ascii_uppercase
+from types import ModuleType
+from typing import Any
+
+from vrpo.config.rewards import (
+    ChoiceReward,
+    ExactReward,
+    FunctionReward,
+    MathReward,
+    RewardFunctionConfig,
+)
+
+MATH_SECONDS = 5
+"""Longest a parse or a comparison may take; `9^{9^{9}}` never ends by itself."""
+
+DEFAULT_CHOICES = 8
+"""Letters that count where a row has no column `choices`: A to H, so that the word I is no answer."""
+
+Judged = float | Exception
+
+
+def text_of(completion: Any) -> str:
+    """The completion as text, also where it comes as one assistant message."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def _one_by_one(
+    judge: Callable[[str, Any, dict[str, Any]], float], column: str
+) -> Callable[..., list[Judged]]:
+    def reward(prompts: Any, completions: Sequence[Any], **columns: Any) -> list[Judged]:
+        verdicts: list[Judged] = []
+        for row, completion in enumerate(completions):
+            others = {name: values[row] for name, values in columns.items()}
+            try:
+                verdicts.append(judge(text_of(completion), others[column], others))
+            # One sample that cannot be judged must not cost the others their verdict.
+            except Exception as error:
+                verdicts.append(error)
+        return verdicts
+
+    return reward
+
+
+def exact_function(config: ExactReward) -> Callable[..., list[Judged]]:
+    """1.0 when the stripped completion (with `prefix`, its first word) equals the column, else 0.0."""
+
+    def judge(completion: str, answer: Any, others: dict[str, Any]) -> float:
+        return float(extract_exact(completion, prefix=config.prefix) == _reference(answer, config.column))
+
+    return _one_by_one(judge, config.column)
+
+
+def extract_exact(completion: str, *, prefix: bool) -> str:
+    """The stripped completion, or its first word."""
+    words = completion.split(maxsplit=1)
+    return words[0] if prefix and words else completion.strip()
+
+
+def _reference(answer: Any, column: str) -> str:
+    if answer is None or not str(answer).strip():
+        raise ValueError(f"column {column!r} is empty")
+    return str(answer).strip()
+
+
+def choice_function(config: ChoiceReward) -> Callable[..., list[Judged]]:
+    """1.0 when the first choice letter of the completion is the column's letter, else 0.0."""
+
+    def judge(completion: str, answer: Any, others: dict[str, Any]) -> float:
+        letter = _reference(answer, config.column).strip("(). ").upper()
+        if len(letter) != 1 or letter not in ascii_uppercase:
+            raise ValueError(f"column {config.column!r} holds {answer!r}, a letter is needed")
+        choices = others.get("choices")
+        count = len(choices) if isinstance(choices, (list, tuple)) else DEFAULT_CHOICES
+        count = max(count, ascii_uppercase.index(letter) + 1)
+        return float(extract_choice(completion, count=count) == letter)
+
+    return _one_by_one(judge, config.column)
+
+
+def extract_choice(completion: str, *, count: int = DEFAULT_CHOICES) -> str | None:
+    """The first of the first `count` capital letters that stands alone, as in `B`, `(B)`, `B.`, `\\boxed{B}`.
+
+    A lower-case letter counts when it is the whole completion; otherwise `a` would be found in most sentences.
+    """
+    letters = ascii_uppercase[:count]
+    alone = completion.strip().strip("().*:").upper()
+    if len(alone) == 1 and alone in letters:
+        return alone
+    found = re.search(rf"(?<![A-Za-z0-9_])[{letters}](?![A-Za-z0-9_'’])", completion)
+    return found.group() if found else None
+
+
+def math_function(config: MathReward) -> Callable[..., list[Judged]]:
+    """1.0 when `math-verify` finds the completion's answer equal to the column, else 0.0.
+
+    A completion without an answer is wrong. In the main thread a comparison is given up after MATH_SECONDS and
+    the reward is missing; in other threads there is no time limit, because the library's limit is a signal, so
+    call the pipeline from the main thread.
+    """
+
+    def judge(completion: str, answer: Any, others: dict[str, Any]) -> float:
+        return float(_verify(_reference(answer, config.column), completion))
+
+    return _one_by_one(judge, config.column)
+
+
+@lru_cache(maxsize=1)
+def _math_verify() -> ModuleType:
+    import math_verify
+
+    # It warns on stderr about time limits; here a timeout becomes an error line of its sample.
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    return math_verify
+
+
+def _seconds() -> int | None:
+    main = threading.current_thread() is threading.main_thread()
+    return MATH_SECONDS if main and os.name == "posix" else None
+
+
+@lru_cache(maxsize=8192)
+def _parse_reference(answer: str) -> list[Any]:
+    library = _math_verify()
+    # An escaped \$ is an amount of dollars; a bare one already delimits LaTeX.
+    has_delimiter = re.search(r"(?<!\\)\$|\\boxed", answer)
+    delimited = answer if has_delimiter else f"\\boxed{{{answer}}}"
+    for text in (delimited, answer):
+        parsed = library.parse(text, parsing_timeout=_seconds(), raise_on_error=True)
+        if parsed:
+            return parsed
+    raise ValueError(f"reference answer {answer!r:.60} is no mathematics")
+
+
+def _parse(completion: str) -> list[Any]:
+    return _math_verify().parse(completion, parsing_timeout=_seconds(), raise_on_error=True)
+
+
+def _verify(answer: str, completion: str) -> bool:
+    from math_verify.errors import TimeoutException
+
+    library = _math_verify()
+    try:
+        gold, found = _parse_reference(answer), _parse(completion)
+        return library.verify(gold, found, timeout_seconds=_seconds(), raise_on_error=True)
+    # Not a subclass of Exception, so nothing further up would catch it.
+    except TimeoutException as error:
+        raise TimeoutError(f"gave up after {MATH_SECONDS} s on {completion[-40:]!r}") from error
+
+
+def extract_math(completion: str) -> str | None:
+    """The completion's final answer as it is written there; None when there is none."""
+    from math_verify.errors import TimeoutException
+
+    try:
+        parsed = _parse(completion)
+    # In a vote an answer that cannot be read is no answer, whatever the reason (TimeoutException is not an Exception).
+    except (Exception, TimeoutException):
+        return None
+    texts = [item for item in parsed if isinstance(item, str) and item.strip()]
+    return texts[-1].strip() if texts else None
+
+
+def builtin(config: ExactReward | MathReward | ChoiceReward) -> Callable[..., list[Judged]]:
+    """The function of a configuration."""
+    match config:
+        case ExactReward():
+            return exact_function(config)
+        case MathReward():
+            return math_function(config)
+        case ChoiceReward():
+            return choice_function(config)
+
+
+def answer_extractor(config: RewardFunctionConfig) -> Callable[[str], str | None]:
+    """Completion -> the answer that `config` would judge, as text: what a majority vote counts.
+
+    For a user's function it is the stripped completion.
+    """
+    match config:
+        case ExactReward(prefix=prefix):
+            return lambda completion: extract_exact(completion, prefix=prefix) or None
+        case MathReward():
+            return extract_math
+        case ChoiceReward():
+            return extract_choice
+        case FunctionReward():
+            return lambda completion: completion.strip() or None

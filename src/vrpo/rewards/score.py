@@ -1,0 +1,154 @@
+"""Stage 3: rollouts -> verdicts. The clean reward first, then the noise on a copy of it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any, final
+
+import numpy as np
+from torch import Tensor
+
+from vrpo.errors import ConfigError, RewardError
+from vrpo.rewards.noise import Draws, NoiseModel, Verdict
+from vrpo.rewards.user import NamedFunction, call, one_line
+from vrpo.types import Rollout, ScoredRollout
+
+
+@final
+class RewardPipeline:
+    """Judges completions with every function, and for training puts the noise on the sum.
+
+        clean_reward = sum_f weight_f * value_f        missing as soon as one value is missing
+        reward       = noise_n(... noise_1(clean_reward))
+
+    Order and length are kept. A function that raises is asked again one sample at a time, so that one bad
+    sample costs only itself; a sample that raises, or gets something that is no finite number, is missing and
+    has an error line. When every sample failed that way, the step is a RewardError.
+    """
+
+    def __init__(
+        self, functions: Sequence[NamedFunction], noise: Sequence[NoiseModel] = (), *, seed: int
+    ) -> None:
+        """Fix what judges.
+
+        Args:
+            functions: at least one, with distinct names.
+            noise: applied in order, each to the output of the one before.
+            seed: the run's seed; noise draws come from streams named by kind, position in `noise` and sample.
+        """
+        if not functions:
+            raise ConfigError(
+                "no reward function, at least 1 is needed; add one to rewards.functions, such as {type: exact}"
+            )
+        names = [function.name for function in functions]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"reward functions are named {names}, names must differ; rename one")
+        self._functions = tuple(functions)
+        self._noise = tuple((model, Draws(seed, model.kind, index)) for index, model in enumerate(noise))
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns that the functions and the noise cannot do without."""
+        needs = [function.needs for function in self._functions]
+        return frozenset().union(*needs, *(model.needs for model, _ in self._noise))
+
+    def score(self, rollouts: Sequence[Rollout], *, step: int) -> list[ScoredRollout]:
+        """Verdicts for training: `reward` with noise, `clean_reward` without.
+
+        Args:
+            rollouts: the samples of one step; noise that is defined over a step needs all of them.
+            step: number of the training step; names the draws of noise that is per prompt and step.
+        """
+        scored = self.score_clean(rollouts)
+        for model, draws in self._noise:
+            scored = model.apply(scored, step=step, draws=draws, judge=self.judge)
+        return scored
+
+    def score_clean(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+        """Verdicts for evaluation: no noise, `reward` is `clean_reward`."""
+        scored = [
+            ScoredRollout(
+                rollout=rollout,
+                parts=verdict.parts,
+                clean_reward=verdict.reward,
+                reward=verdict.reward,
+                errors=verdict.errors,
+            )
+            for rollout, verdict in zip(rollouts, self.judge(rollouts, {}), strict=True)
+        ]
+        if scored and all(item.clean_reward is None and item.errors for item in scored):
+            raise RewardError(
+                f"none of {len(scored)} completions could be judged; first cause: {scored[0].errors[0]}; fix that, or "
+                "return None where there is no verdict"
+            )
+        return scored
+
+    def judge(self, rollouts: Sequence[Rollout], replaced: Mapping[str, Sequence[Any]]) -> list[Verdict]:
+        """Clean verdicts with some columns replaced, one list entry per rollout: how label noise asks again."""
+        columns = [_evaluate(function, rollouts, replaced) for function in self._functions]
+        verdicts = []
+        for row in zip(*columns, strict=True):
+            parts = {f.name: value for f, (value, _) in zip(self._functions, row, strict=True)}
+            values = [
+                f.weight * value
+                for f, (value, _) in zip(self._functions, row, strict=True)
+                if value is not None
+            ]
+            verdicts.append(
+                Verdict(
+                    parts=parts,
+                    reward=sum(values) if len(values) == len(row) else None,
+                    errors=tuple(error for _, error in row if error is not None),
+                )
+            )
+        return verdicts
+
+
+Outcome = tuple[float | None, str | None]
+"""(value, error line); a value is missing without an error where the function returned None."""
+
+
+def _evaluate(
+    function: NamedFunction, rollouts: Sequence[Rollout], replaced: Mapping[str, Sequence[Any]]
+) -> list[Outcome]:
+    if not rollouts:
+        return []
+    try:
+        values = call(function, rollouts, replaced)
+    except RewardError:
+        raise
+    # It is the user's code: whatever it raises is charged to the sample that caused it.
+    except Exception as error:
+        if len(rollouts) == 1:
+            return [(None, f"{function.name}: raised {one_line(error)}")]
+        return [
+            _evaluate(function, [rollout], {name: [column[row]] for name, column in replaced.items()})[0]
+            for row, rollout in enumerate(rollouts)
+        ]
+    return [_read(function.name, value) for value in values]
+
+
+def _read(name: str, value: Any) -> Outcome:
+    if value is None:
+        return None, None
+    if isinstance(value, Exception):
+        return None, f"{name}: raised {one_line(value)}"
+    number = _number(value)
+    if number is None:
+        return None, f"{name}: returned {value!r:.60}, a finite number or None is needed"
+    return number, None
+
+
+def _number(value: Any) -> float | None:
+    # Scalars of torch and numpy first become Python's own; np.bool_ is no numbers.Real.
+    if (isinstance(value, Tensor) and value.numel() == 1) or (
+        isinstance(value, (np.ndarray, np.generic)) and value.size == 1
+    ):
+        value = value.item()
+    if not isinstance(value, Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,183 @@
+"""Where the next token's logits come from: a key-value cache that grows, or the whole sequence again.
+
+Both serve one batch of prompts, each repeated for its samples. `start` reads the prompts, `advance` appends one
+token per row, `keep` drops finished rows.
+"""
+
+import copy
+import inspect
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol, final, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from vrpo.models.policy import Policy
+
+log = logging.getLogger(__name__)
+
+PROBE_TOLERANCE = 1e-3
+"""Largest difference between logits with and without a cache, in fp32 (a model in bfloat16 is probed in fp32 too)."""
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """Logits for the rows of one batch, token by token."""
+
+    def start(self, repeats: Sequence[int]) -> Float[Tensor, "N V"]:
+        """Logits of the first response token; prompt i becomes `repeats[i]` consecutive rows."""
+        ...
+
+    def advance(self, tokens: Int[Tensor, " A"]) -> Float[Tensor, "A V"]:
+        """Logits of the token after `tokens`, one per remaining row."""
+        ...
+
+    def keep(self, rows: Int[Tensor, " K"]) -> None:
+        """Go on with these rows only."""
+        ...
+
+
+@final
+class CachedSteps:
+    """Each prompt is read once, then its cache is repeated for its samples; a step reads one token a row.
+
+    Prompts are padded on the left, so that all rows append at the same place; positions count real tokens.
+    """
+
+    def __init__(self, policy: Policy, prompts: Sequence[np.ndarray]) -> None:
+        self._policy = policy
+        self._takes_positions = "position_ids" in inspect.signature(policy.backbone.forward).parameters
+        self._cache = DynamicCache(config=policy.causal_lm.config.get_text_config(decoder=True))
+        lengths = [len(ids) for ids in prompts]
+        width = max(lengths)
+        ids = np.full((len(prompts), width), policy.tokenizer.pad_token_id, dtype=np.int64)
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[width - len(prompt) :] = prompt
+        self._ids = torch.from_numpy(ids).to(policy.device)
+        self._lengths = torch.tensor(lengths, device=policy.device)
+        columns = torch.arange(width, device=policy.device)
+        # None where nothing is padded: SDPA is fastest without a mask
+        self._mask = None if min(lengths) == width else columns >= (width - self._lengths)[:, None]
+
+    def start(self, repeats: Sequence[int]) -> Float[Tensor, "N V"]:
+        """Read the prompts; see `Steps.start`."""
+        width = self._ids.shape[1]
+        positions = torch.arange(width, device=self._ids.device) - (width - self._lengths)[:, None]
+        logits = self._read(self._ids, positions.clamp(min=0))
+        rows = torch.repeat_interleave(
+            torch.arange(len(repeats), device=logits.device), torch.tensor(repeats, device=logits.device)
+        )
+        self.keep(rows)
+        return logits[rows]
+
+    def advance(self, tokens: Int[Tensor, " A"]) -> Float[Tensor, "A V"]:
+        """Read one token per row; see `Steps.advance`."""
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
+        logits = self._read(tokens[:, None], self._lengths[:, None])
+        self._lengths = self._lengths + 1
+        return logits
+
+    def keep(self, rows: Int[Tensor, " K"]) -> None:
+        """Select rows of the cache; see `Steps.keep`."""
+        self._cache.batch_select_indices(rows)
+        self._lengths = self._lengths[rows]
+        self._mask = None if self._mask is None else self._mask[rows]
+
+    def _read(self, ids: Tensor, positions: Tensor) -> Tensor:
+        inputs: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
+        return self._policy.next_token_logits(
+            ids, attention_mask=self._mask, past_key_values=self._cache, use_cache=True, **inputs
+        )
+
+
+@final
+class UncachedSteps:
+    """Every step reads the whole sequences again: right for any causal model, and slow."""
+
+    def __init__(self, policy: Policy, prompts: Sequence[np.ndarray]) -> None:
+        self._policy = policy
+        self._lengths = torch.tensor([len(ids) for ids in prompts], device=policy.device)
+        width = max(len(ids) for ids in prompts)
+        ids = np.full((len(prompts), width), policy.tokenizer.pad_token_id, dtype=np.int64)
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        self._ids = torch.from_numpy(ids).to(policy.device)
+
+    def start(self, repeats: Sequence[int]) -> Float[Tensor, "N V"]:
+        """Read the prompts; see `Steps.start`."""
+        counts = torch.tensor(repeats, device=self._ids.device)
+        logits = self._read()
+        self._ids = self._ids.repeat_interleave(counts, dim=0)
+        self._lengths = self._lengths.repeat_interleave(counts)
+        return logits.repeat_interleave(counts, dim=0)
+
+    def advance(self, tokens: Int[Tensor, " A"]) -> Float[Tensor, "A V"]:
+        """Append one token per row and read everything; see `Steps.advance`."""
+        self._ids = torch.cat(
+            [self._ids, torch.full_like(self._ids[:, :1], self._policy.tokenizer.pad_token_id)], dim=1
+        )
+        self._ids = self._ids.scatter(1, self._lengths[:, None], tokens[:, None])
+        self._lengths = self._lengths + 1
+        return self._read()
+
+    def keep(self, rows: Int[Tensor, " K"]) -> None:
+        """Select rows; see `Steps.keep`."""
+        self._ids, self._lengths = self._ids[rows], self._lengths[rows]
+
+    def _read(self) -> Tensor:
+        # padded on the right, and the model is causal: no mask is needed
+        return self._policy.next_token_logits(self._ids, self._lengths - 1, use_cache=False)
+
+
+@torch.no_grad()
+def steps_for(policy: Policy) -> type[CachedSteps] | type[UncachedSteps]:
+    """The fastest way that is right for this model; one warning line when it is the slow one.
+
+    The cache must be made of plain attention layers, and two prompts of different length must then get the
+    logits that reading them whole gives.
+    """
+    why = _why_no_cache(policy)
+    if why is None and not _caches_agree(policy):
+        why = "decoding with its cache gives other logits than reading the whole sequence"
+    if why is None:
+        return CachedSteps
+    log.warning(
+        "%s: %s; every step reads the whole sequences again, which is slow",
+        type(policy.causal_lm).__name__,
+        why,
+    )
+    return UncachedSteps
+
+
+def _why_no_cache(policy: Policy) -> str | None:
+    parameters = inspect.signature(policy.backbone.forward).parameters
+    if not {"past_key_values", "attention_mask", "use_cache"} <= set(parameters):
+        return "its forward pass takes no key-value cache"
+    layers = DynamicCache(config=policy.causal_lm.config.get_text_config(decoder=True)).layers
+    # the exact types: subclasses carry recurrent state, which left padding would enter
+    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+        return "it keeps more than keys and values between tokens"
+    return None
+
+
+def _caches_agree(policy: Policy) -> bool:
+    words = policy.causal_lm.get_input_embeddings().weight.shape[0]
+    prompts = [np.arange(1, 3) % words, np.arange(2, 7) % words]
+    exact = copy.copy(policy)
+    exact.compute_dtype = torch.float32
+    logits = []
+    for kind in (CachedSteps, UncachedSteps):
+        steps = kind(exact, prompts)
+        first = steps.start([2, 1])
+        steps.keep(torch.tensor([1, 2], device=policy.device))
+        logits.append(
+            torch.cat([first[1:], steps.advance(torch.tensor([3 % words, 4 % words], device=policy.device))])
+        )
+    cached, whole = logits
+    return torch.allclose(cached, whole, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE)

@@ -1,0 +1,41 @@
+"""When a response ends: an end token, a stop text, or the length limit."""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+
+@final
+class StopStrings:
+    """Finds stop texts in the tokens sampled so far.
+
+    Args:
+        tokenizer: turns tokens into text.
+        texts: what ends a response; none is the usual case and costs nothing.
+    """
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._texts = tuple(texts)
+        # a token is at least one byte of text, so a stop text that has just ended lies in this many last tokens;
+        # a few more, since a token may be special and give no text
+        self._tail = max((len(text.encode()) for text in self._texts), default=0) + 4
+
+    def __bool__(self) -> bool:
+        return bool(self._texts)
+
+    def found(self, token_ids: Sequence[int]) -> bool:
+        """Whether the text of the response now contains a stop text."""
+        tail = self.decode(token_ids[-self._tail :])
+        # a tail can decode to other text than the whole (a leading space, half a character): confirm
+        return any(text in tail for text in self._texts) and self.cut(self.decode(token_ids)) is not None
+
+    def cut(self, text: str) -> str | None:
+        """`text` up to the first stop text; None when there is none."""
+        starts = [start for stop in self._texts if (start := text.find(stop)) >= 0]
+        return text[: min(starts)] if starts else None
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text without special tokens, nothing tidied."""
+        return str(
+            self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )

@@ -1,0 +1,59 @@
+"""Multiple choice: the answer is a letter."""
+
+from collections.abc import Mapping
+from string import ascii_uppercase
+from typing import Any
+
+from vrpo.rng import stream
+from vrpo.tasks.data import Row
+from vrpo.tasks.math import fill
+
+REQUIRED = ("question", "choices", "answer")
+
+
+def choice_prompt(row: Row, template: str, *, shuffle: bool) -> tuple[str, dict[str, Any]]:
+    """(prompt, columns) with `choices` a list of texts and `answer` a letter.
+
+    Choices come as a list of texts or as ARC's {"text": [...], "label": [...]}. The answer is a label, a
+    letter, or a text "1".."26" counted from 1. With `shuffle` the choices are permuted by a hash of the
+    row's id and the letter moves along.
+    """
+    texts, labels = _choices(row)
+    right = _position(row, labels)
+    if shuffle:
+        order = stream(0, "choices", row.row_id).permutation(len(texts)).tolist()
+        texts = [texts[i] for i in order]
+        right = order.index(right)
+    row.text("question")
+    columns = {**row.values, "choices": texts, "answer": ascii_uppercase[right]}
+    options = "\n".join(f"{letter}. {text}" for letter, text in zip(ascii_uppercase, texts, strict=False))
+    return fill(template, row, {**columns, "options": options}), columns
+
+
+def _choices(row: Row) -> tuple[list[str], list[str]]:
+    value = row.values.get("choices")
+    texts = value.get("text") if isinstance(value, Mapping) else value
+    labels = value.get("label") if isinstance(value, Mapping) else list(ascii_uppercase)
+    if (
+        not isinstance(texts, (list, tuple))
+        or not 2 <= len(texts) <= len(ascii_uppercase)
+        or not all(isinstance(text, str) for text in texts)
+        or not isinstance(labels, (list, tuple))
+        or len(labels) < len(texts)
+    ):
+        raise row.error("choices", value, "a list of 2 to 26 texts, or {text: [...], label: [...]},")
+    return list(texts), [str(label).strip().upper() for label in labels[: len(texts)]]
+
+
+def _position(row: Row, labels: list[str]) -> int:
+    answer = row.values.get("answer")
+    if isinstance(answer, str):
+        name = answer.strip().upper()
+        if name in labels:
+            return labels.index(name)
+        # Some ARC rows count 1..4 where others use letters.
+        for scheme in (list(ascii_uppercase), [str(i + 1) for i in range(len(labels))]):
+            if name in scheme[: len(labels)]:
+                return scheme.index(name)
+    # A bare number is refused: whether it counts from 0 or 1 cannot be seen.
+    raise row.error("answer", answer, f"one of the labels {labels} as text")

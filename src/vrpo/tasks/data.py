@@ -1,0 +1,215 @@
+"""Rows from files and the hub: reading, renaming, naming, splitting. Knows no tokenizer."""
+
+import csv
+import gzip
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vrpo.errors import DataError
+from vrpo.rng import stream_seed
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row with its name.
+
+    Example: Row(row_id="gsm8k-17", values={"id": "gsm8k-17", "question": "...", "answer": "18"})
+    """
+
+    row_id: str
+    values: Mapping[str, Any]
+
+    def text(self, column: str) -> str:
+        """The text in `column`; numbers are written out, anything else is a DataError."""
+        value = self.values.get(column)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return str(value)
+        if not isinstance(value, str) or not value.strip():
+            raise self.error(column, value, "text")
+        return value
+
+    def error(self, column: str, value: Any, needed: str) -> DataError:
+        """The error for a bad cell."""
+        return DataError(
+            f"row {self.row_id}: column {column!r} holds {value!r:.60}, {needed} is needed; correct or remove the row"
+        )
+
+
+def is_file(source: str) -> bool:
+    """Whether `source` names a data file rather than a data set on the hub."""
+    return source.lower().endswith(SUFFIXES)
+
+
+def read_rows(source: str, *, subset: str | None = None, split: str = "train") -> list[dict[str, Any]]:
+    """All rows of a file or of one split of a hub data set.
+
+    Args:
+        source: path of a .jsonl, .jsonl.gz, .json, .csv or .parquet file, or a hub name. Cells of a CSV
+            file are text.
+        subset: configuration of a hub data set.
+        split: split of a hub data set.
+
+    Raises:
+        DataError: missing, unreadable or empty.
+    """
+    if is_file(source):
+        path = Path(source)
+        if not path.is_file():
+            raise DataError(
+                f"{source}: no such file; correct task.data (it is relative to the working directory)"
+            )
+        try:
+            rows = _read_file(path)
+        except (OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
+            raise DataError(
+                f"{source}: cannot be read ({_first_line(error)}); write it again as UTF-8"
+            ) from error
+    elif HUB_NAME.fullmatch(source) and not Path(source).exists():
+        rows = _read_hub(source, subset, split)
+    else:
+        raise DataError(
+            f"{source}: neither a data file nor a hub name; give a file that ends in {', '.join(SUFFIXES)}"
+        )
+    if not rows:
+        raise DataError(f"{source}: no rows, at least 2 are needed; give a file with data")
+    return rows
+
+
+def _read_file(path: Path) -> list[dict[str, Any]]:
+    name = path.name.lower()
+    if name.endswith(".parquet"):
+        return _read_parquet(path)
+    if name.endswith(".csv"):
+        return _read_csv(path)
+    open_text = gzip.open if name.endswith(".gz") else open
+    with open_text(path, "rt", encoding="utf-8") as file:
+        if name.endswith(".json"):
+            return _parse_json(path, file.read())
+        lines = enumerate(file, start=1)
+        return [_parse_line(path, number, line) for number, line in lines if line.strip()]
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        rows = []
+        for row in reader:
+            if None in row:
+                raise DataError(
+                    f"{path} line {reader.line_num}: more cells than the header has; quote text that contains commas"
+                )
+            rows.append(row)
+    return rows
+
+
+def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path} line {number}: not JSON ({error.msg}); write one JSON object per line"
+        ) from error
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{path} line {number}: {line.strip():.40} is not an object; write one JSON object per line"
+        )
+    return row
+
+
+def _parse_json(path: Path, text: str) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} line {error.lineno}: not JSON ({error.msg}); correct the file") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: not a list of objects; write [{{...}}, {{...}}] or use .jsonl")
+    return rows
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    # Straight from pyarrow, which `datasets` brings: no second copy of the file in a cache.
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path}: not a parquet file ({_first_line(error)}); write it again") from error
+
+
+def _read_hub(name: str, subset: str | None, split: str) -> list[dict[str, Any]]:
+    import datasets
+
+    try:
+        return list(datasets.load_dataset(name, subset, split=split))
+    # The hub client raises more kinds than it documents (connection, permission, missing subset or split).
+    except Exception as error:
+        raise DataError(
+            f"{name}: cannot load split {split!r} from the hub ({type(error).__name__}: {_first_line(error)}); check the "
+            "name and the network, or give a file"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:200]
+
+
+def name_rows(
+    rows: Iterable[Any], *, columns: Mapping[str, str], required: Sequence[str], source: str
+) -> list[Row]:
+    """Rows with our column names and with ids: column `id` where it is unique, else the row number.
+
+    Args:
+        rows: as they were read; anything but mappings is refused.
+        columns: our name -> the data set's name.
+        required: our names of the columns the task reads; each must exist in the first row.
+        source: where the rows come from, for messages.
+    """
+    rows = list(rows)
+    if not rows or not all(isinstance(row, Mapping) for row in rows):
+        raise DataError(
+            f"{source}: a list of dicts is needed, at least one; give rows such as {{'prompt': ...}}"
+        )
+    theirs = set(columns.values())
+    existing = list(dict.fromkeys(name for row in rows for name in row))
+    for ours in (*columns, *required):
+        name = columns.get(ours, ours)
+        if name not in existing:
+            raise DataError(
+                f"{source}: no column {name!r}, there is {existing}; say which one it is with "
+                f"task.columns: {{{ours}: <name>}}"
+            )
+    values = [
+        {key: value for key, value in row.items() if key not in theirs}
+        | {ours: row.get(name) for ours, name in columns.items()}
+        for row in rows
+    ]
+    ids = [row.get("id") for row in values]
+    unique = all(isinstance(i, (str, int)) for i in ids) and len({str(i) for i in ids}) == len(ids)
+    return [
+        Row(str(i) if unique else str(number), row)
+        for number, (i, row) in enumerate(zip(ids, values, strict=True))
+    ]
+
+
+def hold_out(rows: Sequence[Row], *, holdout: float, key: str, source: str) -> tuple[list[Row], list[Row]]:
+    """Split into (train, held out) by a hash of column `key`, so that equal questions stay together.
+
+    About `holdout` of the rows are held out, and at least one distinct question lands on either side.
+    """
+    hashes = {row.row_id: stream_seed(0, "holdout", repr(row.values.get(key))) for row in rows}
+    order = sorted(set(hashes.values()))
+    if len(order) < 2:
+        raise DataError(
+            f"{source}: {len(order)} distinct row, at least 2 are needed to hold one out; give more rows or task.eval_data"
+        )
+    threshold = min(max(int(holdout * 2.0**63), order[0] + 1), order[-1])
+    train = [row for row in rows if hashes[row.row_id] >= threshold]
+    return train, [row for row in rows if hashes[row.row_id] < threshold]

@@ -1,0 +1,74 @@
+"""What the user wrote -> the token ids that the model reads."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vrpo.errors import DataError
+from vrpo.types import Message
+
+
+def encode(
+    prompt: str | Sequence[Message],
+    tokenizer: Any,
+    *,
+    chat: bool | None,
+    system_prompt: str | None = None,
+) -> np.ndarray:
+    """Token ids [P] int64 of one prompt, special tokens and the opening of the answer's turn included.
+
+    Text is tokenised as it is, or with `chat` wrapped as one user message. Messages always need a chat
+    template. `system_prompt` becomes the first message unless the messages bring their own.
+
+    Args:
+        prompt: text or chat messages.
+        tokenizer: a Hugging Face tokenizer.
+        chat: use the chat template; None decides by whether there is one.
+        system_prompt: first message of a chat prompt.
+
+    Raises:
+        DataError: an empty prompt, or a combination that cannot be encoded.
+    """
+    if not len(prompt):
+        raise DataError("the prompt is empty; give at least one character or message, or remove the row")
+    if isinstance(prompt, str) and not (tokenizer.chat_template is not None if chat is None else chat):
+        if system_prompt is not None:
+            raise DataError(
+                "system_prompt needs a chat prompt, but chat is off; set task.chat to true or remove system_prompt"
+            )
+        ids = tokenizer(prompt, verbose=False)["input_ids"]
+    else:
+        if chat is False:
+            raise DataError(
+                "the prompt is chat messages, but chat=False; remove task.chat or write prompts as text"
+            )
+        if tokenizer.chat_template is None:
+            raise DataError(
+                "the prompt is a chat, but the tokenizer has no chat template; use an instruct model, or text prompts with "
+                "task.chat: false"
+            )
+        messages = (
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+        )
+        if system_prompt is not None and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": system_prompt})
+        ids = _apply_template(messages, tokenizer)
+    if not len(ids):
+        raise DataError(f"the prompt {prompt!r:.60} has no tokens; write something the tokenizer knows")
+    return np.asarray(ids, dtype=np.int64)
+
+
+def _apply_template(messages: list[dict[str, Any]], tokenizer: Any) -> list[int]:
+    # jinja2 is what transformers renders with; a template refuses a conversation by raising its TemplateError.
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    except TemplateError as error:
+        roles = [message["role"] for message in messages]
+        raise DataError(
+            f"the chat template refuses messages with roles {roles}: {error}; reorder or remove messages"
+        ) from error

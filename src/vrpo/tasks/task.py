@@ -1,0 +1,152 @@
+"""What every task gives: an endless training stream and a fixed evaluation set."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
+from typing import Any, Protocol, final, runtime_checkable
+
+import numpy as np
+
+from vrpo.errors import DataError
+from vrpo.rng import stream
+from vrpo.types import Prompt
+
+MAX_ANSWERS = 1000
+"""Prompts that `Task.answers` looks at."""
+
+
+@runtime_checkable
+class Prompts(Protocol):
+    """A sequence of prompts: a list, or one that makes each prompt when it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Prompt: ...
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    # Cached because a step reads a few positions of it; an evaluation or a second seed needs its own.
+    return stream(seed, "epoch", epoch).permutation(size)
+
+
+@final
+class Task:
+    """Stage 1: prompts to train on and held-out prompts, without any state.
+
+    Position i of the training stream is row `permutation(i // train_size)[i % train_size]`: every epoch
+    visits each row once, in an order of its own. `draw` is a pure function of (seed, step, count), so a
+    resumed run needs nothing but its step number.
+
+    Example: task.draw(seed=0, step=3, count=32) are positions 96..127.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        train: Prompts,
+        evaluation: Prompts,
+        *,
+        note: str = "",
+        check_first: int | None = None,
+        length_fix: str = "set task.max_prompt_tokens to {limit}",
+    ) -> None:
+        """Wrap two prompt sequences.
+
+        Args:
+            name: the task's type, for `describe`.
+            train: training prompts.
+            evaluation: held-out prompts.
+            note: appended to `describe`, such as how many rows were dropped.
+            check_first: how many prompts of each set `check_context` looks at; None is all of them.
+            length_fix: what to do about a prompt that is too long; {limit} is replaced.
+        """
+        if not len(train):
+            raise DataError(
+                f"{name}: 0 train rows, at least 1 is needed; give more rows or lower task.holdout"
+            )
+        if not len(evaluation):
+            raise DataError(
+                f"{name}: 0 held-out rows, at least 1 is needed; raise task.holdout or give task.eval_data"
+            )
+        self._name = name
+        self._train = train
+        self._evaluation = evaluation
+        self._note = note
+        self._check_first = check_first
+        self._length_fix = length_fix
+
+    @property
+    def train_size(self) -> int:
+        """Rows of one epoch."""
+        return len(self._train)
+
+    @property
+    def eval_size(self) -> int:
+        """Held-out rows."""
+        return len(self._evaluation)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns that every checked prompt has; a reward function may ask for these."""
+        names: frozenset[str] | None = None
+        for prompt in self._checked():
+            names = frozenset(prompt.columns) if names is None else names.intersection(prompt.columns)
+        return names or frozenset()
+
+    def draw(self, *, seed: int, step: int, count: int) -> list[Prompt]:
+        """Positions step * count .. step * count + count - 1 of the training stream of `seed`."""
+        prompts = []
+        for position in range(step * count, (step + 1) * count):
+            epoch, offset = divmod(position, self.train_size)
+            prompts.append(self._train[int(_permutation(seed, epoch, self.train_size)[offset])])
+        return prompts
+
+    def eval_prompts(self, count: int) -> list[Prompt]:
+        """The first `count` held-out prompts of a fixed order; fewer when there are fewer."""
+        order = stream(0, "evaluation order").permutation(self.eval_size)
+        return [self._evaluation[int(row)] for row in order[:count]]
+
+    def train_prompts(self) -> Iterator[Prompt]:
+        """Every training prompt once, in row order."""
+        return (self._train[row] for row in range(self.train_size))
+
+    def answers(self, column: str) -> tuple[Any, ...]:
+        """Distinct values of `column` among the first training prompts: where wrong labels come from."""
+        values: dict[str, Any] = {}
+        for prompt in islice(self.train_prompts(), MAX_ANSWERS):
+            if column not in prompt.columns:
+                raise DataError(
+                    f"prompt {prompt.prompt_id} has no column {column!r}; it has {sorted(prompt.columns)}, "
+                    "name one of these"
+                )
+            values.setdefault(repr(prompt.columns[column]), prompt.columns[column])
+        return tuple(values.values())
+
+    def check_context(self, max_positions: int, max_completion_length: int) -> None:
+        """Raise DataError unless every prompt and its longest completion fit the model's context.
+
+        Args:
+            max_positions: tokens the model can read.
+            max_completion_length: most tokens of a response.
+        """
+        limit = max_positions - max_completion_length
+        for prompt in self._checked():
+            length = len(prompt.token_ids)
+            if length > limit:
+                drop = self._length_fix.format(limit=limit) + " or " if limit > 0 else ""
+                raise DataError(
+                    f"prompt {prompt.prompt_id} has {length} tokens, and with max_completion_length="
+                    f"{max_completion_length} that is more than the model's context of {max_positions}; "
+                    f"{drop}lower rollout.max_completion_length"
+                )
+
+    def describe(self) -> str:
+        """One line: the task, its sizes, and what was left out."""
+        return f"{self._name}: {self.train_size:,} train rows, {self.eval_size:,} held out{self._note}"
+
+    def _checked(self) -> Iterator[Prompt]:
+        for prompts in (self._train, self._evaluation):
+            size = len(prompts) if self._check_first is None else min(self._check_first, len(prompts))
+            for row in range(size):
+                yield prompts[row]

@@ -1,0 +1,94 @@
+"""The critic's regression loss."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.functional.mutants import assert_catches, close
+from vrpo.errors import ConfigError
+from vrpo.functional import value_mse_loss
+
+
+def minibatch(seed: int) -> tuple[torch.Tensor, ...]:
+    """values, targets, old_values, mask of 4 sequences."""
+    g = torch.Generator().manual_seed(seed)
+    v, target, old = torch.randn(3, 4, 5, generator=g)
+    return v, target, old, torch.rand(4, 5, generator=g) < 0.7
+
+
+def check_golden(f) -> None:
+    v, target = torch.tensor([[1.0, 0.5, math.nan]]), torch.tensor([[0.0, 1.0, math.nan]])
+    mask = torch.tensor([[True, True, False]])
+    # 1/2 (1 + .25) / 4 = .15625
+    assert close(f(v, target, mask, num_tokens=4), 0.15625)
+    # old = .2, .9; clip .1: c = .3, .8; errors max(1, .09) = 1, max(.25, .04) = .25: the same
+    old = torch.tensor([[0.2, 0.9, math.nan]])
+    assert close(f(v, target, mask, num_tokens=4, old_values=old, clip=0.1), 0.15625)
+    # v overshoots to the target: v = R = (0, 1), c = (.1, 1): max(0, .01) + 0, half of it / 4 = .00125
+    assert close(f(target, target, mask, num_tokens=4, old_values=old, clip=0.1), 0.00125)
+
+
+def test_golden():
+    assert_catches(check_golden, value_mse_loss, "scaled shifted negated")
+
+
+@pytest.mark.parametrize("clip", [None, 0.2])
+@pytest.mark.parametrize("sizes", [[4], [1, 3], [2, 1, 1]])
+def test_micro_batch_splits_give_the_same_gradient(sizes, clip):
+    v, target, old, mask = minibatch(0)
+    whole, split = v.clone().requires_grad_(), v.clone().requires_grad_()
+
+    def loss(values, rows):
+        clipping = {} if clip is None else {"old_values": old[rows], "clip": clip}
+        return value_mse_loss(values[rows], target[rows], mask[rows], num_tokens=int(mask.sum()), **clipping)
+
+    loss(whole, torch.arange(4)).backward()
+    for rows in torch.arange(4).split(sizes):
+        loss(split, rows).backward()
+    assert torch.equal(split.grad, whole.grad)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10_000))
+def test_masked_tokens_change_no_bit(seed):
+    v, target, old, mask = minibatch(seed)
+    junk = torch.tensor(math.nan)
+    clean, dirty = v.clone().requires_grad_(), torch.where(mask, v, junk).requires_grad_()
+    a = value_mse_loss(clean, target, mask, num_tokens=6, old_values=old, clip=0.3)
+    b = value_mse_loss(
+        dirty,
+        torch.where(mask, target, junk),
+        mask,
+        num_tokens=6,
+        old_values=torch.where(mask, old, junk),
+        clip=0.3,
+    )
+    a.backward()
+    b.backward()
+    assert torch.equal(a, b)
+    assert torch.equal(clean.grad, dirty.grad)
+
+
+def test_a_wide_clip_is_no_clip():
+    v, target, old, mask = minibatch(1)
+    plain = value_mse_loss(v, target, mask, num_tokens=3)
+    assert close(value_mse_loss(v, target, mask, num_tokens=3, old_values=old, clip=100.0), plain)
+
+
+def test_clip_and_old_values_come_together():
+    v, target, old, mask = minibatch(2)
+    with pytest.raises(ConfigError, match=r"clip=0\.2"):
+        value_mse_loss(v, target, mask, num_tokens=3, clip=0.2)
+    with pytest.raises(ConfigError, match="clip=None"):
+        value_mse_loss(v, target, mask, num_tokens=3, old_values=old)
+
+
+def test_targets_and_old_values_are_data():
+    v, target, old, mask = (x.requires_grad_() if x.is_floating_point() else x for x in minibatch(3))
+    value_mse_loss(v, target, mask, num_tokens=3, old_values=old, clip=0.2).backward()
+    assert v.grad is not None
+    assert target.grad is None
+    assert old.grad is None

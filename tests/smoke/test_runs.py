@@ -1,0 +1,401 @@
+"""Whole runs with the model in the package: they learn, resume to the bit, and say what is wrong in one line."""
+
+import asyncio
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM
+
+import vrpo
+from vrpo.cli import main
+from vrpo.config import Config, build, load
+from vrpo.config.presets import merge
+from vrpo.errors import CheckpointError, RewardError
+from vrpo.train import checkpoint
+from vrpo.train.catalogue import explain_metric
+from vrpo.train.progress import Quiet
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "model": {"path": "vrpo:tiny"},
+    "task": {"type": "arithmetic", "min_digits": 2, "max_digits": 3},
+    "rewards": {
+        "functions": [{"type": "exact"}],
+        "noise": {"type": "flip", "false_positive": 0.3, "false_negative": 0.3},
+    },
+    "rollout": {"num_generations": 4, "max_completion_length": 6},
+    "train": {
+        "steps": 4,
+        "completions_per_step": 32,
+        "minibatch": 16,
+        "microbatch": 8,
+        "learning_rate": 1e-4,
+        "eval_prompts": 8,
+        "eval_every": 2,
+        "checkpoint_every": 2,
+    },
+    "critic": {"warmup_steps": 1, "epochs": 2, "learning_rate": 5e-4},
+}
+WALL_CLOCK = ("time/", "tokens_per_second/")
+
+
+def small(**changes) -> Config:
+    data = merge(SMALL, changes)
+    if data.get("algorithm") == "grpo":
+        data.pop("critic", None)
+    return build(Config, data)
+
+
+def run(config: Config, out: Path, **settings) -> dict:
+    return vrpo.train(config, out=out, display=Quiet(), **settings)
+
+
+def lines(out: Path) -> list[dict]:
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if not k.startswith(WALL_CLOCK)} for record in records]
+
+
+def weights(out: Path, step: int) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint: policy, critic and both optimizers."""
+    folder = out / "checkpoints" / f"step-{step}"
+    files = sorted(folder.rglob("*.safetensors"))
+    return {f"{f.relative_to(folder)}:{name}": tensor for f in files for name, tensor in load_file(f).items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("algorithm", ["vrpo", "ppo", "grpo"])
+def test_a_run_leaves_everything_a_user_expects(tmp_path, algorithm):
+    summary = run(small(algorithm=algorithm), tmp_path / "run")
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert names >= {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "rollouts.jsonl",
+        "evaluations.jsonl",
+        "summary.json",
+    }
+    records = lines(tmp_path / "run")
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    undocumented = {name for record in records for name in record if explain_metric(name) is None}
+    assert undocumented == set()
+    assert summary["sampler_trainer_kl_max"] < 1e-6
+    assert all(
+        record["sampling/trainer_ratio_error"] < 1e-4 for record in records if "sampling/trainer_kl" in record
+    )
+    assert load(Config, tmp_path / "run") == small(algorithm=algorithm)
+    step = tmp_path / "run" / "checkpoints" / "step-4"
+    assert AutoModelForCausalLM.from_pretrained(step / "policy").num_parameters() > 500_000
+    if algorithm != "grpo":
+        assert AutoModel.from_pretrained(step / "critic").num_parameters() > 500_000
+        assert (
+            "policy/approxkl_avg" not in records[0] and "policy/approxkl_avg" in records[1]
+        )  # one warm-up step
+    assert not list(tmp_path.rglob("*.pt")) + list(tmp_path.rglob("*.bin")) + list(tmp_path.rglob("*.pkl"))
+
+
+CASES = {
+    "vrpo": {"train": {"epochs": 2}},
+    "kl_ref, adaptive lambda, KL penalty": {
+        "algorithm": {"type": "vrpo", "kl_coef": 0.05, "length_adaptive_alpha": 0.5},
+        "critic": {"semantic": {"mode": "kl_ref", "selector": "reference"}},
+    },
+    "grpo": {"algorithm": "grpo"},
+    "lora": {"model": {"lora": {"rank": 4}}},
+}
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
+def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, changes):
+    config = small(**changes)
+    run(config, tmp_path / "whole")
+    # as if killed in step 4: a checkpoint of step 2, and records that run ahead of it with a torn last line
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "checkpoints" / "step-4")
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "obj')
+    run(config, tmp_path / "killed", resume=True)
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+    for name in ("rollouts.jsonl", "evaluations.jsonl"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert same(weights(tmp_path / "killed", 4), weights(tmp_path / "whole", 4))
+    assert not same(weights(tmp_path / "whole", 2), weights(tmp_path / "whole", 4))
+
+
+def test_vrpo_with_zero_coefficients_is_ppo(tmp_path):
+    zero = {"head": {"type": "scalar"}, "semantic": {"mode": "literal", "entropy_coef": 0.0, "nll_coef": 0.0}}
+    run(small(algorithm="ppo"), tmp_path / "ppo")
+    run(small(algorithm="vrpo", critic=zero), tmp_path / "vrpo")
+    assert same(weights(tmp_path / "ppo", 4), weights(tmp_path / "vrpo", 4))
+    ours, theirs = lines(tmp_path / "vrpo"), lines(tmp_path / "ppo")
+    assert all(a[name] == b[name] for a, b in zip(ours, theirs, strict=True) for name in b)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(len(name) * 7 + seed)  # the global state of the process must not matter
+        run(small(train={"seed": seed, "steps": 2}, algorithm="grpo"), tmp_path / name)
+    assert lines(tmp_path / "a") == lines(tmp_path / "b") != lines(tmp_path / "c")
+    before = torch.get_rng_state()
+    run(small(train={"steps": 1}, algorithm="grpo"), tmp_path / "d")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_missing_rewards_are_masked_and_counted(tmp_path):
+    noise = [{"type": "missing", "rate": 0.5}]
+    run(small(rewards={"noise": noise}, train={"steps": 2}), tmp_path / "run")
+    counts = [record["rewards/missing"] for record in lines(tmp_path / "run")]
+    assert all(4 <= count <= 28 for count in counts)
+    seen = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    assert {r["reward"] for r in seen if r["reward"] is None} == {None}
+    assert all(r["clean_reward"] in (0.0, 1.0) for r in seen)
+
+
+def test_a_short_run_learns(tmp_path):
+    """Clean rewards, 25 steps: held-out accuracy of samples must rise by 5 points."""
+    train = {"steps": 25, "completions_per_step": 128, "minibatch": 64, "microbatch": 64, "eval_every": 0}
+    config = small(
+        algorithm="grpo",
+        rewards={"noise": []},
+        rollout={"num_generations": 8},
+        train=train | {"learning_rate": 2e-4, "eval_prompts": 256, "checkpoint_every": 0},
+    )
+    summary = run(config, tmp_path / "run")
+    first, final = summary["clean_accuracy"]["first"], summary["clean_accuracy"]["final"]
+    assert final["sampled"] > first["sampled"] + 0.05
+    assert summary["sampler_trainer_kl_max"] < 1e-6
+
+
+def rows(count: int = 24) -> list[dict]:
+    return [
+        {"prompt": f"{n}+{n + 3}=", "answer": str(2 * n + 3), "source": "sum"} for n in range(10, 10 + count)
+    ]
+
+
+def python_config(**train) -> Config:
+    settings = (
+        SMALL["train"] | {"steps": 2, "completions_per_step": 16, "minibatch": 16, "microbatch": 8} | train
+    )
+    return Config(
+        algorithm="vrpo",
+        rollout={"num_generations": 4, "max_completion_length": 6},
+        critic={"warmup_steps": 1},
+        train=settings,
+    )
+
+
+def trainer(reward, out: Path, **settings) -> vrpo.Trainer:
+    given = {
+        "model": "vrpo:tiny",
+        "train_dataset": rows(),
+        "config": python_config(),
+        "output_dir": out,
+    } | settings
+    return vrpo.Trainer(reward_funcs=reward, **given)
+
+
+def exact(prompts, completions, answer, **columns):
+    return [1.0 if c.strip() == a else 0.0 for c, a in zip(completions, answer, strict=True)]
+
+
+async def slowly(prompts, completions, **columns):
+    await asyncio.sleep(0)
+    return [None if "9" in c else float(len(c) < 4) for c in completions]
+
+
+def test_trainer_takes_functions_rows_and_model_objects(tmp_path):
+    from datasets import Dataset
+
+    model = AutoModelForCausalLM.from_pretrained(ROOT / "src" / "vrpo" / "assets" / "tiny")
+    before = model.get_input_embeddings().weight.detach().clone()
+    ours = trainer(
+        [exact, slowly],
+        tmp_path / "run",
+        model=model,
+        train_dataset=Dataset.from_list(rows()),
+        reward_weights=[1.0, 0.5],
+    )
+    summary = ours.train(display=Quiet())
+    assert summary["steps"] == 2
+    assert not torch.equal(before, model.get_input_embeddings().weight)  # trained in place
+    records = lines(tmp_path / "run")
+    assert {"rewards/exact/mean", "rewards/slowly/mean"} <= records[0].keys()
+    assert 0.0 <= ours.evaluate().greedy <= 1.5
+    ours.save_model(tmp_path / "model")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").num_parameters() > 500_000
+
+
+def sometimes(kind):
+    def reward(prompts, completions, **columns):
+        bad = {"nan": float("nan"), "text": "good", "list": [1.0], "inf": float("inf")}
+        if kind == "raise" and any(c.startswith("4") for c in completions):
+            raise ValueError("no verdict")
+        return [bad[kind] if c.startswith("4") and kind in bad else 0.5 for c in completions]
+
+    return reward
+
+
+@pytest.mark.parametrize("kind", ["nan", "inf", "text", "list", "raise"])
+def test_a_bad_sample_is_masked_counted_and_shown(tmp_path, kind):
+    trainer(sometimes(kind), tmp_path / "run", config=python_config(completions_per_step=64)).train(
+        display=Quiet()
+    )
+    records = lines(tmp_path / "run")
+    errors = sum(record["rewards/errors"] for record in records)
+    assert 0 < errors < 128
+    assert errors == sum(record["rewards/missing"] for record in records)
+    shown = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    assert sum(bool(r["errors"]) for r in shown) == errors
+    assert all(r["reward"] is None for r in shown if r["errors"])
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        lambda completions, **_: [1.0],
+        lambda completions, **_: 1.0,
+        lambda completions, **_: 1 / 0,
+        lambda completions, **_: ["x"] * len(completions),
+    ],
+    ids=["wrong length", "no list", "always raises", "always text"],
+)
+def test_a_broken_contract_stops_the_run(tmp_path, reward):
+    with pytest.raises(RewardError) as caught:
+        trainer(reward, tmp_path / "run").train(display=Quiet())
+    assert "\n" not in str(caught.value)
+
+
+def cli(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    printed = capsys.readouterr()
+    return int(caught.value.code or 0), printed.out, printed.err
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    import yaml
+
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(merge(SMALL, {"train": {"steps": 2, "eval_every": 0}})))
+    return path
+
+
+def test_the_commands(capsys, tmp_path, recipe):
+    out = str(tmp_path / "run")
+    status, text, _ = cli(capsys, "train", str(recipe), "--out", out)
+    assert (
+        status == 0
+        and "8 prompts x 4 generations = 32 completions" in text
+        and "held-out clean accuracy" in text
+    )
+    status, text, _ = cli(capsys, "eval", out, "--set", "train.eval_prompts=8")
+    assert status == 0 and "greedy" in text
+    status, text, _ = cli(capsys, "eval", "vrpo:tiny", "--config", str(recipe))
+    assert status == 0
+    status, text, _ = cli(capsys, "plan", str(recipe), "--prompt-tokens", "8")
+    assert status == 0 and "GiB" in text and "TFLOP" in text
+    status, text, _ = cli(capsys, "explain", "algorithm.lam")
+    assert status == 0 and "takes    number, >= 0.0, <= 1.0" in text and "default  0.95" in text
+    status, text, _ = cli(capsys, "explain", "val/explained_var")
+    assert status == 0 and "formula" in text and "smell" in text
+    status, text, _ = cli(
+        capsys, "train", str(recipe), "--dry-run", "--set", "algorithm=grpo", "--set", "critic=null"
+    )
+    assert status == 0 and "type: grpo" in text and "nothing was trained" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["train", "nowhere.yaml"], ["nowhere.yaml", "no configuration file"]),
+        (["train", "{recipe}", "--set", "train.stepz=3"], ["train.stepz", "'steps'"]),
+        (["train", "{recipe}", "--out", "{out}", "--set", "model.path=./nowhere"], ["./nowhere"]),
+        (
+            ["train", "{recipe}", "--dry-run", "--set", "model.path=./nowhere"],
+            ["./nowhere", "no such folder"],
+        ),
+        (
+            ["train", "{recipe}", "--out", "{out}", "--set", "rollout.max_completion_length=4000"],
+            ["context of 128"],
+        ),
+        (
+            [
+                "train",
+                "{recipe}",
+                "--out",
+                "{out}",
+                "--set",
+                "rewards.functions=[{type: exact, column: gold}]",
+            ],
+            ["'gold'", "answer"],
+        ),
+        (
+            ["train", "{recipe}", "--out", "{out}", "--set", "task={type: rows, data: none.jsonl}"],
+            ["none.jsonl"],
+        ),
+        (["eval", "nowhere"], ["nowhere", "--config"]),
+        (["explain", "algorithm.lamb"], ["algorithm.lamb", "'algorithm.lam'"]),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_2(capsys, tmp_path, recipe, arguments, parts):
+    filled = [a.format(recipe=recipe, out=tmp_path / "run") if a.startswith("{") else a for a in arguments]
+    status, _, error = cli(capsys, *filled)
+    assert status == 2
+    assert error.count("\n") == 1 and error.startswith("vrpo: ")
+    for part in parts:
+        assert part in error
+    assert not (tmp_path / "run").exists()  # nothing half-made is left in the way of the next try
+
+
+def test_a_second_run_does_not_overwrite_the_first(capsys, tmp_path, recipe):
+    out = str(tmp_path / "run")
+    assert cli(capsys, "train", str(recipe), "--out", out)[0] == 0
+    status, _, error = cli(capsys, "train", str(recipe), "--out", out)
+    assert status == 2 and "--resume" in error
+
+
+def test_damaged_checkpoints_are_refused_by_name(tmp_path):
+    run(small(train={"steps": 2}, algorithm="grpo"), tmp_path / "run")
+    newest = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    weights_file = newest / "policy" / "model.safetensors"
+    data = bytearray(weights_file.read_bytes())
+    data[-1] ^= 1
+    weights_file.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match="model.safetensors"):
+        checkpoint.verify(newest)
+    weights_file.unlink()
+    with pytest.raises(CheckpointError, match="lacks policy/model.safetensors"):
+        checkpoint.verify(newest)
+    (newest / "manifest.json").unlink()
+    assert checkpoint.latest(tmp_path / "run" / "checkpoints") is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on(tmp_path):
+    import signal
+
+    from vrpo.train.signals import Stopped
+
+    class Interrupt(Quiet):
+        def step(self, step, metrics):
+            if step == 1:
+                signal.raise_signal(signal.SIGTERM)
+
+    config = small(train={"checkpoint_every": 0})
+    run(config, tmp_path / "whole")
+    with pytest.raises(Stopped) as caught:
+        vrpo.train(config, out=tmp_path / "run", display=Interrupt())
+    assert caught.value.exit_code == 143
+    assert checkpoint.steps_in(tmp_path / "run" / "checkpoints") == [1]
+    run(config, tmp_path / "run", resume=True)
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    assert same(weights(tmp_path / "run", 4), weights(tmp_path / "whole", 4))

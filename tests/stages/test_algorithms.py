@@ -1,0 +1,136 @@
+"""PPO and GRPO: advantages worked by hand, truncation rules, and what reaches the loss."""
+
+import math
+
+import pytest
+import torch
+
+from tests.batches import make_batch
+from vrpo.algorithms import Grpo, Ppo, build_algorithm
+from vrpo.config.learning import GrpoConfig, PpoConfig
+
+
+def valued(lengths=(3,), scores=(1.0,), values=((0.0, 0.5, 0.6, 0.8),), bootstrap=(0.9,), **changes):
+    return make_batch(
+        lengths,
+        scores=scores,
+        groups=range(len(lengths)),
+        values=torch.tensor(values),
+        bootstrap=torch.tensor(bootstrap),
+        **changes,
+    )
+
+
+def annotate(batch, **settings):
+    return Ppo(PpoConfig(**{"whiten_advantages": False, "lam": 0.5} | settings)).annotate(batch)
+
+
+def test_ppo_by_hand():
+    # r = [0, 0, 1], v = [.5, .6, .8], ends: A_2 = 1 - .8 = .2; A_1 = (.8 - .6) + .5 * .2 = .3; A_0 = (.6 - .5) + .5 * .3 = .25
+    done = annotate(valued())
+    torch.testing.assert_close(done.advantages, torch.tensor([[0.0, 0.25, 0.3, 0.2]]))
+    torch.testing.assert_close(done.targets, torch.tensor([[0.0, 1.0, 1.0, 1.0]]))  # lam_value 1: the outcome
+
+
+def test_decoupled_lambda_moves_targets_alone():
+    done = annotate(valued(), lam_value=0.0)
+    torch.testing.assert_close(done.advantages, torch.tensor([[0.0, 0.25, 0.3, 0.2]]))
+    torch.testing.assert_close(done.targets, torch.tensor([[0.0, 0.6, 0.8, 1.0]]))  # r + V of the next state
+
+
+def test_truncation_rules():
+    cut = torch.tensor([True])
+    terminal = annotate(valued(truncated=cut))
+    bootstrap = annotate(valued(truncated=cut), truncation="bootstrap")
+    # the last delta gains V after the last token: A_2 = 1 + .9 - .8 = 1.1
+    assert terminal.advantages[0, 3] == pytest.approx(0.2)
+    assert bootstrap.advantages[0, 3] == pytest.approx(1.1)
+    ended = annotate(valued(), truncation="bootstrap")
+    torch.testing.assert_close(ended.advantages, terminal.advantages)
+
+
+def test_length_adaptive_lambda_replaces_lambda():
+    # alpha = .5, length 3: lam = 1 - 1 / 1.5 = 1/3; A_0 = .1 + (.2 + .2 / 3) / 3
+    done = annotate(valued(), length_adaptive_alpha=0.5)
+    assert done.advantages[0, 1] == pytest.approx(0.1 + (0.2 + 0.2 / 3) / 3)
+
+
+def test_kl_penalty_is_part_of_the_reward():
+    batch = valued()
+    ref = torch.where(batch.mask, batch.old_logp - 0.5, 0.0)  # k1 = .5 nats a token
+    done = annotate(batch.with_(ref_logp=ref), kl_coef=0.1)
+    # every r_t falls by .05, so the Monte-Carlo targets fall by .15, .10, .05
+    torch.testing.assert_close(done.targets, torch.tensor([[0.0, 0.85, 0.90, 0.95]]))
+    assert Ppo(PpoConfig(kl_coef=0.1)).uses_reference and not Ppo(PpoConfig()).uses_reference
+
+
+def test_whitening_is_over_the_step():
+    batch = valued((3, 2), (1.0, 0.0), ((0.0, 0.5, 0.6, 0.8), (0.0, 0.1, 0.2, 0.0)), (0.0, 0.0))
+    done = annotate(batch, whiten_advantages=True)
+    chosen = done.advantages[batch.mask]
+    assert float(chosen.mean()) == pytest.approx(0.0, abs=1e-6)
+    assert float(chosen.std(correction=0)) == pytest.approx(1.0, abs=0.15)
+    assert bool((done.advantages[~batch.mask] == 0).all())
+
+
+def test_grpo_by_hand():
+    # group 0 scores 1, 0: mean .5; group 1 scores 0, 1. scale none: +-.5 on every token
+    batch = make_batch()
+    done = Grpo(GrpoConfig(scale="none")).annotate(batch)
+    expected = torch.tensor([0.5, -0.5, -0.5, 0.5])[:, None] * batch.mask
+    torch.testing.assert_close(done.advantages, expected)
+    assert done.targets is None
+
+
+def test_grpo_leaves_missing_samples_out_of_the_group():
+    batch = make_batch((1, 1, 1), scores=(1.0, 0.0, 0.0), groups=(0, 0, 0))
+    mask = batch.mask.clone()
+    mask[2] = False
+    done = Grpo(GrpoConfig(scale="none")).annotate(
+        batch.with_(mask=mask, valid=torch.tensor([True, True, False]))
+    )
+    assert done.advantages.sum(dim=1).tolist() == pytest.approx([0.5, -0.5, 0.0])
+
+
+@pytest.mark.parametrize("rule", [Ppo(PpoConfig()), Grpo(GrpoConfig())], ids=["ppo", "grpo"])
+def test_loss_at_the_sampling_weights_is_minus_the_mean_advantage(rule):
+    batch = make_batch()
+    advantages = torch.where(batch.mask, torch.arange(4.0)[:, None] - 1.0, 0.0)
+    batch = batch.with_(advantages=advantages)
+    loss, sums = rule.loss(
+        batch.old_logp, torch.ones_like(batch.old_logp), batch, num_tokens=batch.num_tokens
+    )
+    assert float(loss.detach()) == pytest.approx(-float(advantages.sum()) / batch.num_tokens)
+    assert sums["ratio"] / batch.num_tokens == pytest.approx(1.0)
+    assert sums["clip_low"] == sums["clip_high"] == 0.0
+    assert sums["entropy"] == batch.num_tokens
+
+
+def test_clip_is_asymmetric():
+    batch = make_batch((1, 1), scores=(1.0, 1.0), groups=(0, 1))
+    for shift, sign, active in (
+        (math.log(1.25), 1.0, 0.0),
+        (math.log(1.3), 1.0, 1.0),
+        (math.log(0.75), -1.0, 1.0),
+    ):
+        marked = batch.with_(advantages=sign * batch.mask.float())
+        _, sums = Ppo(PpoConfig()).loss(
+            batch.old_logp + shift, torch.zeros_like(batch.old_logp), marked, num_tokens=2
+        )
+        assert (sums["clip_low"] + sums["clip_high"]) / 2 == active
+
+
+def test_grpo_kl_is_in_the_loss():
+    batch = make_batch().with_(advantages=torch.zeros(4, 4))
+    ref = torch.where(batch.mask, batch.old_logp - 0.5, 0.0)
+    rule = Grpo(GrpoConfig(kl_coef=2.0, kl_estimator="k1"))
+    loss, sums = rule.loss(
+        batch.old_logp, torch.zeros(4, 4), batch.with_(ref_logp=ref), num_tokens=batch.num_tokens
+    )
+    assert float(loss.detach()) == pytest.approx(2.0 * 0.5)
+    assert sums["loss"] / batch.num_tokens == pytest.approx(1.0)
+
+
+def test_vrpo_is_ppo_with_another_critic():
+    assert isinstance(build_algorithm(PpoConfig(type="vrpo")), Ppo)
+    assert isinstance(build_algorithm(GrpoConfig()), Grpo)

@@ -1,0 +1,206 @@
+"""The critic: where values are read, what never moves, and what comes back from disk."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from tests.conftest import build_model
+from vrpo.config.learning import BottleneckHead, CriticConfig, ScalarHead, SemanticConfig
+from vrpo.config.run import LoraConfig, ModelConfig
+from vrpo.errors import ModelError
+from vrpo.functional import linear_logprobs_and_entropy
+from vrpo.models import Critic, policy_from_model
+
+FULL = CriticConfig(head=BottleneckHead(latent_dim=4), semantic=SemanticConfig(mode="literal"))
+PLAIN = CriticConfig(head=ScalarHead())
+INPUT_IDS = torch.tensor([[9, 4, 8, 11, 30, 2], [7, 5, 60, 2, 0, 0]])
+ATTENTION = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]).bool()
+
+
+def train_once(critic):
+    """One step on values and on the frozen head's entropy."""
+    optimizer = torch.optim.AdamW([p for p in critic.parameters() if p.requires_grad], lr=1e-2)
+    hidden = critic.hidden(INPUT_IDS, ATTENTION)[:, :-1][ATTENTION[:, 1:]]
+    noise = torch.ones(len(hidden), critic.latent_dim) if critic.latent_dim else None
+    out = critic.forward_tokens(hidden, noise)
+    loss = (out.values - 1).square().sum() + 0.01 * out.kl.sum()
+    if critic._lm_head is not None:
+        ids = INPUT_IDS[:, 1:][ATTENTION[:, 1:]]
+        loss = loss + linear_logprobs_and_entropy(hidden, critic.frozen_head, ids, temperature=1.0)[1].sum()
+    loss.backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("config", [FULL, PLAIN])
+def test_values_do_not_depend_on_padding_or_micro_batches(make_policy, config):
+    critic = Critic.from_policy(make_policy("llama"), config, seed=0)
+    together = critic.values(INPUT_IDS, ATTENTION, microbatch=2)
+    one_by_one = critic.values(INPUT_IDS, ATTENTION, microbatch=1)
+    alone = critic.values(INPUT_IDS[1:, :4], ATTENTION[1:, :4], microbatch=8)
+    torch.testing.assert_close(together, one_by_one, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together[1:, :4], alone, atol=1e-5, rtol=0)
+    assert (together[1, 4:] == 0).all()
+    assert together.dtype == torch.float32
+    torch.testing.assert_close(
+        critic.values_of(critic.hidden(INPUT_IDS, ATTENTION))[ATTENTION], together[ATTENTION]
+    )
+
+
+def test_a_value_is_read_before_its_token_exists(make_policy):
+    critic = Critic.from_policy(make_policy("llama"), FULL, seed=0)
+    changed = INPUT_IDS.clone()
+    changed[0, 3] = 77
+    before, after = (critic.values(ids, ATTENTION, microbatch=2)[0] for ids in (INPUT_IDS, changed))
+    # column t reads tokens 0..t: only columns 3, 4, 5 may see token 3
+    assert (before != after).tolist() == [False, False, False, True, True, True]
+
+
+def test_garbage_in_the_padding_changes_no_bit(make_policy):
+    critic = Critic.from_policy(make_policy("llama"), FULL, seed=0)
+    dirty = torch.where(ATTENTION, INPUT_IDS, 55)
+    clean_values, dirty_values = (critic.values(ids, ATTENTION, microbatch=2) for ids in (INPUT_IDS, dirty))
+    assert torch.equal(clean_values, dirty_values)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_tied"])
+def test_the_frozen_head_never_moves(make_policy, name):
+    policy = make_policy(name)
+    critic = Critic.from_policy(policy, FULL, seed=0)
+    before = critic.frozen_head.clone()
+    embedding = critic.backbone.get_input_embeddings().weight.detach().clone()
+    for _ in range(3):
+        train_once(critic)
+    assert torch.equal(critic.frozen_head, before)
+    assert critic.frozen_head.grad is None
+    assert not critic.frozen_head.requires_grad
+    assert all(p is not critic.frozen_head for p in critic.parameters())
+    # the embedding, which shares its values with a tied head, does move: the test would notice shared memory
+    assert not torch.equal(critic.backbone.get_input_embeddings().weight, embedding)
+    assert torch.equal(policy.head.weight, before)
+
+
+def test_without_a_semantic_loss_there_is_no_frozen_head(make_policy):
+    critic = Critic.from_policy(make_policy("llama"), PLAIN, seed=0)
+    assert critic._lm_head is None
+    assert not [name for name, _ in critic.named_buffers() if "lm_head" in name]
+    with pytest.raises(AssertionError, match="semantic"):
+        _ = critic.frozen_head
+
+
+def test_the_fresh_head_is_named_by_the_seed(make_policy):
+    policy = make_policy("llama")
+    first, again, other = (Critic.from_policy(policy, FULL, seed=s).head.encoder.weight for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("config", [FULL, PLAIN])
+@pytest.mark.parametrize("name", ["llama_tied", "gpt2"])
+def test_save_and_load_are_bitwise(make_policy, tmp_path, config, name):
+    policy = make_policy(name)
+    critic = Critic.from_policy(policy, config, seed=0)
+    train_once(critic)
+    critic.save_pretrained(tmp_path)
+    again = Critic.from_pretrained(tmp_path, policy, config)
+    assert torch.equal(
+        again.values(INPUT_IDS, ATTENTION, microbatch=2), critic.values(INPUT_IDS, ATTENTION, microbatch=2)
+    )
+    saved, restored = critic.state_dict(), again.state_dict()
+    assert saved.keys() == restored.keys()
+    assert all(torch.equal(saved[k], restored[k]) for k in saved)
+    backbone = AutoModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        states = backbone(input_ids=INPUT_IDS).last_hidden_state
+    assert torch.equal(states[ATTENTION], critic.hidden(INPUT_IDS, ATTENTION)[ATTENTION])
+    from_path = Critic.from_policy(policy, config.model_copy(update={"path": str(tmp_path)}), seed=9)
+    assert torch.equal(from_path.head.output.weight, critic.head.output.weight)
+
+
+def test_lora_critic_trains_adapter_and_head_and_comes_back(tokenizer, tmp_path):
+    base = tmp_path / "base"
+    build_model("llama").save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    from vrpo.models import load_policy
+
+    config = ModelConfig(path=str(base), device="cpu", lora=LoraConfig(rank=2))
+    policy = load_policy(config)
+    critic = Critic.from_policy(policy, FULL, seed=0, lora=config.lora)
+    trainable = [name for name, p in critic.named_parameters() if p.requires_grad]
+    assert all("lora_" in name or name.startswith("head.") for name in trainable)
+    assert any("lora_" in name for name in trainable)
+    for _ in range(2):
+        train_once(critic)
+    critic.save_pretrained(tmp_path / "critic")
+    again = Critic.from_pretrained(tmp_path / "critic", policy, FULL)
+    assert again.adapter
+    assert torch.equal(
+        again.values(INPUT_IDS, ATTENTION, microbatch=2), critic.values(INPUT_IDS, ATTENTION, microbatch=2)
+    )
+    train_once(again)  # still trainable
+    assert not torch.equal(again.head.output.weight, critic.head.output.weight)
+
+
+def saved_critic(policy, tmp_path, config=FULL):
+    Critic.from_policy(policy, config, seed=0).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_another_head_is_refused(make_policy, tmp_path):
+    policy = make_policy("llama")
+    folder = saved_critic(policy, tmp_path)
+    with pytest.raises(ModelError, match=r"'type': 'bottleneck'.*'type': 'scalar'.*make critic\.head agree"):
+        Critic.from_pretrained(folder, policy, PLAIN)
+    with pytest.raises(ModelError, match=r"'latent_dim': 4.*'latent_dim': 5"):
+        Critic.from_pretrained(folder, policy, FULL.model_copy(update={"head": BottleneckHead(latent_dim=5)}))
+
+
+def test_another_hidden_size_is_refused(make_policy, tiny_folder, tmp_path):
+    policy = make_policy("llama")
+    with pytest.raises(ModelError, match="hidden size 128, the policy's language-model head 16"):
+        Critic.from_policy(policy, FULL.model_copy(update={"path": str(tiny_folder)}), seed=0)
+    folder = saved_critic(policy, tmp_path)
+    settings = json.loads((folder / "value_head.json").read_text())
+    (folder / "value_head.json").write_text(json.dumps(settings | {"hidden_size": 32}))
+    with pytest.raises(ModelError, match=r"'hidden_size': 32.*'hidden_size': 16"):
+        Critic.from_pretrained(folder, policy, FULL)
+    # without a semantic loss a critic may be of another size
+    larger = Critic.from_policy(policy, PLAIN.model_copy(update={"path": str(tiny_folder)}), seed=0)
+    assert larger.values(INPUT_IDS, ATTENTION, microbatch=2).shape == (2, 6)
+
+
+def test_a_smaller_vocabulary_is_refused(make_policy, tokenizer, tmp_path):
+    small = build_model("llama")
+    small.resize_token_embeddings(50)
+    small.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="embeds 50 tokens, the policy 100"):
+        Critic.from_policy(make_policy("llama"), PLAIN.model_copy(update={"path": str(tmp_path)}), seed=0)
+
+
+def test_a_folder_without_head_is_refused_and_a_damaged_head_too(make_policy, tiny_folder, tmp_path):
+    policy = make_policy("llama")
+    with pytest.raises(ModelError, match=r"holds no value_head\.json"):
+        Critic.from_pretrained(tiny_folder, policy, FULL)
+    folder = saved_critic(policy, tmp_path)
+    (folder / "value_head.safetensors").write_bytes(b"12345")
+    with pytest.raises(ModelError, match="cannot be read"):
+        Critic.from_pretrained(folder, policy, FULL)
+
+
+def test_policy_with_bf16_gives_fp32_values(tokenizer):
+    critics = [
+        Critic.from_policy(
+            policy_from_model(
+                build_model("llama"), tokenizer, config=ModelConfig(path="x", device="cpu", dtype=dtype)
+            ),
+            FULL,
+            seed=0,
+        )
+        for dtype in ("float32", "bfloat16")
+    ]
+    exact, rounded = (critic.values(INPUT_IDS, ATTENTION, microbatch=2) for critic in critics)
+    assert rounded.dtype == torch.float32
+    assert {p.dtype for p in critics[1].parameters()} == {torch.float32}
+    difference = (exact - rounded).abs().max()
+    assert 0 < difference < 0.05 * exact.abs().max()

@@ -1,0 +1,188 @@
+"""The built-in functions: exact, choice, math; and answers for a vote."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.stages.data.samples import make_rollout
+from vrpo.config.rewards import ChoiceReward, ExactReward, FunctionReward, MathReward, RewardsConfig
+from vrpo.errors import RewardError
+from vrpo.rewards import answer_extractor, build_rewards, functions, majority_label
+
+GSM8K = [
+    json.loads(line) for line in (Path(__file__).parent / "data" / "gsm8k.jsonl").read_text().splitlines()
+]
+
+
+def score(config, pairs, **columns):
+    """Clean rewards of (completion, answer) pairs."""
+    pipeline = build_rewards(RewardsConfig(functions=(config,)), seed=0)
+    rollouts = [make_rollout(c, prompt_index=i, answer=a, **columns) for i, (c, a) in enumerate(pairs)]
+    return pipeline.score_clean(rollouts)
+
+
+def value(config, completion, answer, **columns):
+    return score(config, [(completion, answer)], **columns)[0].clean_reward
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "prefix", "expected"),
+    [
+        ("46", "46", False, 1.0),
+        (" 46\n", "46", False, 1.0),
+        ("46", 46, False, 1.0),
+        ("46 apples", "46", False, 0.0),
+        ("046", "46", False, 0.0),
+        ("", "46", False, 0.0),
+        ("46 apples\n47", "46", True, 1.0),
+        ("46\n12+1=13", "46", True, 1.0),
+        ("4 6", "46", True, 0.0),
+        ("", "46", True, 0.0),
+    ],
+)
+def test_exact(completion, answer, prefix, expected):
+    assert value(ExactReward(prefix=prefix), completion, answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "expected"),
+    [
+        ("B", "B", 1.0),
+        ("b", "B", 1.0),
+        ("(b).", "B", 1.0),
+        (" B. iron", "B", 1.0),
+        ("The answer is (B).", "B", 1.0),
+        ("\\boxed{B}", "B", 1.0),
+        ("**B**", "B", 1.0),
+        ("Answer:B", "B", 1.0),
+        ("I think B", "B", 1.0),  # I is no choice among four
+        ("C, not B", "B", 0.0),  # the first letter counts
+        ("Because of B-cells", "B", 1.0),
+        ("BASALT", "B", 0.0),
+        ("a basalt", "A", 0.0),  # a lower-case letter inside a sentence is no answer
+        ("", "B", 0.0),
+        ("B", "(b)", 1.0),
+    ],
+)
+def test_choice(completion, answer, expected):
+    assert value(ChoiceReward(), completion, answer, choices=["w", "x", "y", "z"]) == expected
+
+
+def test_choice_letters_are_bounded_by_the_choices():
+    assert value(ChoiceReward(), "E B", "B", choices=["x", "y", "z"]) == 1.0
+    assert value(ChoiceReward(), "E B", "B") == 0.0
+    assert value(ChoiceReward(), "I", "I", choices=list("123456789")) == 1.0
+    assert value(ChoiceReward(), "J", "J") == 1.0  # the answer itself shows that there is a J
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "expected"),
+    [
+        ("The answer is \\boxed{18}.", "18", 1.0),
+        ("so she makes 18", "18", 1.0),
+        ("18.0", "18", 1.0),
+        ("\\boxed{1,234}", "1234", 1.0),
+        ("\\boxed{\\frac{1}{2}}", "0.5", 1.0),
+        ("$\\frac{2}{4}$", "\\frac{1}{2}", 1.0),
+        ("\\boxed{x+1}", "1+x", 1.0),
+        ("\\boxed{1+x}", "$x+1$", 1.0),
+        ("it costs \\boxed{36} dollars", "\\$36", 1.0),
+        ("\\boxed{17}", "18", 0.0),
+        ("no idea", "18", 0.0),
+        ("", "18", 0.0),
+        ("\\boxed{", "18", 0.0),
+    ],
+)
+def test_math(completion, answer, expected):
+    assert value(MathReward(), completion, answer) == expected
+
+
+def test_gsm8k_solutions_verify_and_others_do_not():
+    # Rows of openai/grade-school-math, MIT.
+    own = [(row["solution"].replace("####", "The answer is"), row["answer"]) for row in GSM8K]
+    assert [item.clean_reward for item in score(MathReward(), own)] == [1.0] * len(GSM8K)
+    wrong = [(completion, str(int(answer) + 1)) for completion, answer in own]
+    assert [item.clean_reward for item in score(MathReward(), wrong)] == [0.0] * len(GSM8K)
+
+
+@pytest.mark.parametrize(
+    ("config", "bad", "message"),
+    [
+        (ExactReward(), None, "exact: raised ValueError: column 'answer' is empty"),
+        (ExactReward(), "  ", "exact: raised ValueError: column 'answer' is empty"),
+        (
+            ChoiceReward(),
+            "iron",
+            "choice: raised ValueError: column 'answer' holds 'iron', a letter is needed",
+        ),
+        (MathReward(), "", "math: raised ValueError: column 'answer' is empty"),
+    ],
+)
+def test_a_bad_reference_is_missing_for_its_sample_alone(config, bad, message):
+    scored = score(config, [("1 A", "1" if config.type != "choice" else "A"), ("1 A", bad)])
+    assert scored[0].clean_reward is not None and not scored[0].errors
+    assert scored[1].clean_reward is None and scored[1].errors == (message,)
+
+
+def test_a_missing_reference_column_is_named():
+    with pytest.raises(RewardError, match=r"exact: needs column 'gold', the data has \['answer'\]"):
+        value(ExactReward(column="gold"), "1", "1")
+
+
+def test_math_gives_up_on_what_never_ends(monkeypatch):
+    monkeypatch.setattr(functions, "MATH_SECONDS", 1)
+    scored = score(MathReward(), [("\\boxed{3}", "3"), ("\\boxed{9^{9^{9}}}", "3")])
+    assert scored[0].clean_reward == 1.0
+    assert scored[1].clean_reward is None
+    assert scored[1].errors[0].startswith("math: raised TimeoutError: gave up after 1 s")
+
+
+def test_math_works_off_the_main_thread():
+    result = []
+    thread = threading.Thread(target=lambda: result.append(value(MathReward(), "\\boxed{3}", "3")))
+    thread.start()
+    thread.join()
+    assert result == [1.0]
+
+
+def test_built_ins_read_chat_completions():
+    pipeline = build_rewards(RewardsConfig(functions=(ExactReward(),)), seed=0)
+    rollout = make_rollout("46", prompt=({"role": "user", "content": "12+34"},), answer="46")
+    assert pipeline.score_clean([rollout])[0].clean_reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("config", "completion", "expected"),
+    [
+        (ExactReward(), " 46 x\n", "46 x"),
+        (ExactReward(prefix=True), " 46 x\n", "46"),
+        (ExactReward(), "  ", None),
+        (ChoiceReward(), "I say (C)", "C"),
+        (ChoiceReward(), "none", None),
+        (MathReward(), "so \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        (MathReward(), "no idea", None),
+        (FunctionReward(file="f.py", name="f"), " x ", "x"),
+    ],
+)
+def test_answers_for_a_vote(config, completion, expected):
+    assert answer_extractor(config)(completion) == expected
+
+
+def test_majority_by_hand():
+    extract = answer_extractor(ExactReward(prefix=True))
+    assert majority_label(["4 a", "5", "4"], extract) == "4"
+    assert majority_label(["5", "4", "4", "5"], extract) == "5"  # a draw: the one given first
+    assert majority_label(["", " ", "4"], extract) == "4"  # no answer is no vote
+    assert majority_label(["", " "], extract) is None
+    assert majority_label([], extract) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "completion"),
+    [(ExactReward(), " 46 "), (ChoiceReward(), "It is (C)."), (MathReward(), "so \\boxed{\\frac{1}{2}}")],
+)
+def test_a_label_is_judged_right_for_the_answer_it_came_from(config, completion):
+    label = majority_label([completion], answer_extractor(config))
+    assert value(config, completion, label) == 1.0

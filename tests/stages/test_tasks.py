@@ -1,0 +1,263 @@
+"""The Task class, generated arithmetic, and encoding."""
+
+import json
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.stages.data.samples import char_tokenizer, text_of
+from vrpo.config.tasks import ArithmeticTask
+from vrpo.errors import DataError
+from vrpo.rng import stream
+from vrpo.tasks import build_task, encode, task_from_rows
+from vrpo.tasks.arithmetic import Problem, draw_problem
+
+TOKENIZER = char_tokenizer()
+CHAT_TOKENIZER = char_tokenizer(chat=True)
+
+
+def rows_task(count=20, **options):
+    rows = [{"prompt": f"p{i}", "answer": str(i)} for i in range(count)]
+    return task_from_rows(
+        rows, [{"prompt": "e0", "answer": "0"}, {"prompt": "e1", "answer": "1"}], TOKENIZER, **options
+    )
+
+
+# --- the stream ---------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 100), size=st.integers(1, 30), count=st.integers(1, 12))
+def test_every_epoch_visits_every_row_once(seed, size, count):
+    task = rows_task(size)
+    steps = -(-3 * size // count)
+    ids = [p.prompt_id for step in range(steps) for p in task.draw(seed=seed, step=step, count=count)]
+    everything = {f"train/{i}" for i in range(size)}
+    for epoch in range(3):
+        assert set(ids[epoch * size : (epoch + 1) * size]) == everything
+
+
+def test_draw_depends_on_seed_step_and_count_alone():
+    a, b = rows_task(), rows_task()
+    a.draw(seed=0, step=17, count=4)  # what was drawn before must not matter
+    a.eval_prompts(2)
+    ids = [p.prompt_id for p in a.draw(seed=3, step=5, count=6)]
+    assert ids == [p.prompt_id for p in b.draw(seed=3, step=5, count=6)]
+    assert ids != [p.prompt_id for p in b.draw(seed=4, step=5, count=6)]
+    # positions 30..35 are also steps 10 and 11 of three prompts each
+    halves = b.draw(seed=3, step=10, count=3) + b.draw(seed=3, step=11, count=3)
+    assert ids == [p.prompt_id for p in halves]
+
+
+def test_epochs_have_orders_of_their_own():
+    task = rows_task(20)
+    first, second = ([p.prompt_id for p in task.draw(seed=0, step=s, count=20)] for s in (0, 1))
+    assert sorted(first) == sorted(second) and first != second
+
+
+def test_evaluation_order_is_fixed_and_short_sets_give_what_they_have():
+    task = task_from_rows([{"prompt": f"p{i}"} for i in range(50)], None, TOKENIZER, holdout=0.5)
+    order = [p.prompt_id for p in task.eval_prompts(1000)]
+    assert len(order) == task.eval_size == len(set(order))
+    assert [p.prompt_id for p in task.eval_prompts(5)] == order[:5]
+    assert all(name.startswith("eval/") for name in order)
+
+
+def test_context_check_names_prompt_length_rule_and_fix():
+    task = rows_task()  # longest prompts: "p10" .. "p19", 3 tokens
+    task.check_context(13, 10)
+    with pytest.raises(
+        DataError,
+        match=r"train/10 has 3 tokens.*max_completion_length=10.*context of 12.*max_prompt_tokens to 2",
+    ):
+        task.check_context(12, 10)
+    arithmetic = build_task(ArithmeticTask(), TOKENIZER)
+    arithmetic.check_context(16, 10)  # "12+34=" has 6
+    with pytest.raises(DataError, match=r"shorten task.template"):
+        arithmetic.check_context(15, 10)
+
+
+def test_columns_and_answers():
+    rows = [{"prompt": f"p{i}", "answer": i % 3, "extra": [i % 2]} for i in range(12)] + [
+        {"prompt": "q", "answer": 2}
+    ]
+    task = task_from_rows(rows, rows[:1], TOKENIZER)
+    assert task.columns == {"answer"}  # one row lacks extra
+    assert sorted(task.answers("answer")) == [0, 1, 2]
+    with pytest.raises(DataError, match="no column 'gold'"):
+        task.answers("gold")
+    assert build_task(ArithmeticTask(), TOKENIZER).columns == {"answer", "problem", "operation", "source"}
+    assert len(list(task.train_prompts())) == 13
+
+
+# --- arithmetic ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("operation", "operands", "text", "answer"),
+    [
+        ("add", (12, 34), "12+34", "46"),
+        ("add", (3, 4, 5), "3+4+5", "12"),
+        ("sub", (3, 4), "3-4", "-1"),
+        ("sub", (9, 4, 3), "9-4-3", "2"),  # left to right; the other way round it is 9 - (4 - 3) = 8
+        ("mul", (2, 3, 4), "2*3*4", "24"),
+        ("mod", (17, 5), "mod(17,5)", "2"),
+        ("mod", (17, 10, 4), "mod(17,10,4)", "3"),  # (17 mod 10) mod 4 = 7 mod 4
+        ("gcd", (12, 18), "gcd(12,18)", "6"),
+        ("gcd", (0, 0), "gcd(0,0)", "0"),
+        ("max", (4, 9, 2), "max(4,9,2)", "9"),
+    ],
+)
+def test_problems_by_hand(operation, operands, text, answer):
+    problem = Problem(operation, operands)
+    assert (problem.text, problem.answer) == (text, answer)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    operations=st.sets(st.sampled_from(["add", "sub", "mul"]), min_size=1),
+    terms=st.integers(2, 8),
+    digits=st.tuples(st.integers(1, 9), st.integers(1, 9)).map(sorted),
+    seed=st.integers(0, 1000),
+)
+def test_infix_answers_are_what_python_says(operations, terms, digits, seed):
+    config = ArithmeticTask(
+        operations=tuple(operations), terms=terms, min_digits=digits[0], max_digits=digits[1]
+    )
+    problem = draw_problem(config, stream(seed))
+    assert str(eval(problem.text)) == problem.answer
+    assert len(problem.operands) == terms
+    assert all(digits[0] <= len(str(operand)) <= digits[1] for operand in problem.operands)
+
+
+def test_mod_never_divides_by_zero_and_lengths_are_uniform():
+    config = ArithmeticTask(operations=("mod",), max_digits=2)
+    drawn = [draw_problem(config, stream(0, i)) for i in range(2000)]
+    assert all(p.operands[1] > 0 for p in drawn)
+    # Each operand has one digit with probability 1/2: 2000 draws, standard deviation 22, five of them are 112.
+    assert abs(sum(p.operands[0] < 10 for p in drawn) - 1000) < 112
+
+
+@pytest.mark.parametrize("operations", [("add",), ("sub",), ("mul", "gcd", "max"), ("mod",)])
+def test_held_out_problems_never_occur_in_training_in_any_order(operations):
+    task = build_task(ArithmeticTask(operations=operations, size=3000, holdout=0.3), TOKENIZER)
+
+    def key(prompt):
+        text = prompt.columns["problem"]
+        operation = prompt.columns["operation"]
+        if operation in ("sub", "mod"):
+            return text
+        return operation, tuple(
+            sorted(int(x) for x in text.strip("gcdmax()").replace("*", ",").replace("+", ",").split(","))
+        )
+
+    train = {key(p) for p in islice(task.train_prompts(), 3000)}
+    held_out = [key(p) for p in task.eval_prompts(10_000)]
+    assert len(held_out) == len(set(held_out)) > 100
+    assert not train & set(held_out)
+
+
+def test_tiny_space_has_both_sides_or_says_why_not():
+    task = build_task(ArithmeticTask(max_digits=1), TOKENIZER)
+    assert 1 <= task.eval_size <= 55  # unordered pairs of 0..9
+    assert task.draw(seed=0, step=0, count=8)
+    with pytest.raises(DataError, match=r"holds out none.*raise task.holdout"):
+        build_task(ArithmeticTask(max_digits=1, holdout=0.001), TOKENIZER)
+    with pytest.raises(DataError, match="leaves no problem to train on"):
+        build_task(ArithmeticTask(max_digits=1, holdout=0.999), TOKENIZER)
+
+
+def test_problem_set_does_not_depend_on_the_training_seed():
+    task = build_task(ArithmeticTask(size=50), TOKENIZER)
+    drawn = [Counter(p.prompt_id for p in task.draw(seed=s, step=0, count=50)) for s in (0, 1)]
+    assert drawn[0] == drawn[1]
+    again = build_task(ArithmeticTask(size=100), TOKENIZER)  # a larger set begins with the smaller one
+    assert [p.prompt_id for p in task.train_prompts()] == [
+        p.prompt_id for p in islice(again.train_prompts(), 50)
+    ]
+
+
+def test_same_problem_has_the_same_id():
+    task = build_task(ArithmeticTask(max_digits=1, size=500), TOKENIZER)
+    by_id = {}
+    for prompt in task.train_prompts():
+        by_id.setdefault(prompt.prompt_id, prompt.prompt)
+        assert by_id[prompt.prompt_id] == prompt.prompt
+    assert len(by_id) <= 100
+
+
+def test_arithmetic_prompt_template_and_chat():
+    config = ArithmeticTask(template="{1+1=2} 1+1=2\n{problem}=", size=3)
+    prompt = next(build_task(config, TOKENIZER).train_prompts())
+    assert prompt.prompt == "{1+1=2} 1+1=2\n" + prompt.columns["problem"] + "="
+    assert text_of(TOKENIZER, prompt.token_ids) == prompt.prompt
+    assert str(eval(prompt.columns["problem"])) == prompt.columns["answer"]
+    chat = next(build_task(ArithmeticTask(chat=True), CHAT_TOKENIZER).train_prompts())
+    assert text_of(CHAT_TOKENIZER, chat.token_ids) == f"<user>{chat.prompt}\n<assistant>"
+    with pytest.raises(DataError, match="no chat template"):
+        build_task(ArithmeticTask(chat=True), TOKENIZER)
+
+
+def test_describe():
+    assert build_task(ArithmeticTask(), TOKENIZER).describe().startswith("arithmetic: 1,000,000 train rows, ")
+    task = rows_task(20, max_prompt_tokens=2)  # p10 .. p19 have three characters
+    assert task.describe() == "rows: 10 train rows, 2 held out, 10 dropped (more than 2 prompt tokens)"
+
+
+# --- encoding -----------------------------------------------------------------------------------
+
+
+def test_text_is_tokenised_as_it_is():
+    ids = encode("ab", TOKENIZER, chat=None)
+    # space is id 3, so a = 3 + 97 - 32 = 68
+    assert ids.tolist() == [68, 69] and ids.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chat", "system", "expected"),
+    [
+        ("hi", None, None, "<user>hi\n<assistant>"),
+        ("hi", True, "be brief", "<system>be brief\n<user>hi\n<assistant>"),
+        ("hi", False, None, "hi"),
+        ([{"role": "user", "content": "a"}], None, "s", "<system>s\n<user>a\n<assistant>"),
+        (
+            [{"role": "system", "content": "own"}, {"role": "user", "content": "a"}],
+            True,
+            "s",
+            "<system>own\n<user>a\n<assistant>",
+        ),
+    ],
+)
+def test_chat_encoding(prompt, chat, system, expected):
+    assert (
+        text_of(CHAT_TOKENIZER, encode(prompt, CHAT_TOKENIZER, chat=chat, system_prompt=system)) == expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokenizer", "options", "message"),
+    [
+        ("", TOKENIZER, {"chat": None}, "empty"),
+        ([], CHAT_TOKENIZER, {"chat": None}, "empty"),
+        ("hi", TOKENIZER, {"chat": True}, "no chat template.*chat: false"),
+        ([{"role": "user", "content": "a"}], TOKENIZER, {"chat": None}, "no chat template"),
+        ([{"role": "user", "content": "a"}], CHAT_TOKENIZER, {"chat": False}, "chat=False"),
+        ("hi", CHAT_TOKENIZER, {"chat": False, "system_prompt": "s"}, "system_prompt needs a chat"),
+        ([{"role": "robot", "content": "a"}], CHAT_TOKENIZER, {"chat": None}, "robot"),
+    ],
+)
+def test_what_cannot_be_encoded_is_one_line(prompt, tokenizer, options, message):
+    with pytest.raises(DataError, match=message) as caught:
+        encode(prompt, tokenizer, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_encoding_leaves_messages_alone():
+    messages = ({"role": "user", "content": "a"},)
+    before = json.dumps(messages)
+    encode(messages, CHAT_TOKENIZER, chat=None, system_prompt="s")
+    assert json.dumps(messages) == before
