@@ -370,10 +370,10 @@ def test_damaged_checkpoints_are_refused_by_name(tmp_path):
     data = bytearray(weights_file.read_bytes())
     data[-1] ^= 1
     weights_file.write_bytes(bytes(data))
-    with pytest.raises(CheckpointError, match="model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         checkpoint.verify(newest)
     weights_file.unlink()
-    with pytest.raises(CheckpointError, match="lacks policy/model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"lacks policy/model\.safetensors"):
         checkpoint.verify(newest)
     (newest / "manifest.json").unlink()
     assert checkpoint.latest(tmp_path / "run" / "checkpoints") is None

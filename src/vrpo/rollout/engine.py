@@ -1,9 +1,53 @@
 """What the training loop asks of whatever samples responses."""
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from vrpo.types import Prompt, Rollout
+
+
+@runtime_checkable
+class LivePolicy(Protocol):
+    """What a sampler needs of the policy; `vrpo.models.Policy` is one."""
+
+    tokenizer: Any
+    compute_dtype: torch.dtype
+    """Precision of forward passes."""
+
+    @property
+    def causal_lm(self) -> Any:
+        """The `transformers` model."""
+        ...
+
+    @property
+    def backbone(self) -> Any:
+        """The model below its language-model head."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
+    @property
+    def context_length(self) -> int | None:
+        """Longest sequence the model was built for; None when it does not say."""
+        ...
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Every token that ends a response."""
+        ...
+
+    def next_token_logits(
+        self, input_ids: Int[Tensor, "B L"], last: Int[Tensor, " B"] | None = None, **inputs: Any
+    ) -> Float[Tensor, "B V"]:
+        """fp32 logits of the token after position `last` of each row (None: after the final column)."""
+        ...
 
 
 @runtime_checkable

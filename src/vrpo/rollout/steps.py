@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from vrpo.models.policy import Policy
+from vrpo.rollout.engine import LivePolicy
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class CachedSteps:
     Prompts are padded on the left, so that all rows append at the same place; positions count real tokens.
     """
 
-    def __init__(self, policy: Policy, prompts: Sequence[np.ndarray]) -> None:
+    def __init__(self, policy: LivePolicy, prompts: Sequence[np.ndarray]) -> None:
         self._policy = policy
         self._takes_positions = "position_ids" in inspect.signature(policy.backbone.forward).parameters
         self._cache = DynamicCache(config=policy.causal_lm.config.get_text_config(decoder=True))
@@ -100,7 +100,7 @@ class CachedSteps:
 class UncachedSteps:
     """Every step reads the whole sequences again: right for any causal model, and slow."""
 
-    def __init__(self, policy: Policy, prompts: Sequence[np.ndarray]) -> None:
+    def __init__(self, policy: LivePolicy, prompts: Sequence[np.ndarray]) -> None:
         self._policy = policy
         self._lengths = torch.tensor([len(ids) for ids in prompts], device=policy.device)
         width = max(len(ids) for ids in prompts)
@@ -136,7 +136,7 @@ class UncachedSteps:
 
 
 @torch.no_grad()
-def steps_for(policy: Policy) -> type[CachedSteps] | type[UncachedSteps]:
+def steps_for(policy: LivePolicy) -> type[CachedSteps] | type[UncachedSteps]:
     """The fastest way that is right for this model; one warning line when it is the slow one.
 
     The cache must be made of plain attention layers, and two prompts of different length must then get the
@@ -155,7 +155,7 @@ def steps_for(policy: Policy) -> type[CachedSteps] | type[UncachedSteps]:
     return UncachedSteps
 
 
-def _why_no_cache(policy: Policy) -> str | None:
+def _why_no_cache(policy: LivePolicy) -> str | None:
     parameters = inspect.signature(policy.backbone.forward).parameters
     if not {"past_key_values", "attention_mask", "use_cache"} <= set(parameters):
         return "its forward pass takes no key-value cache"
@@ -166,7 +166,7 @@ def _why_no_cache(policy: Policy) -> str | None:
     return None
 
 
-def _caches_agree(policy: Policy) -> bool:
+def _caches_agree(policy: LivePolicy) -> bool:
     words = policy.causal_lm.get_input_embeddings().weight.shape[0]
     prompts = [np.arange(1, 3) % words, np.arange(2, 7) % words]
     exact = copy.copy(policy)

@@ -9,8 +9,8 @@ import torch
 from vrpo import rng
 from vrpo.config.run import RolloutConfig
 from vrpo.errors import ConfigError, DataError
-from vrpo.models.policy import Policy
 from vrpo.rollout.decoding import EOS, STOP_STRING, Decoded, Sampling, decode
+from vrpo.rollout.engine import LivePolicy
 from vrpo.rollout.steps import steps_for
 from vrpo.rollout.stopping import StopStrings
 from vrpo.types import Prompt, Rollout, Stop
@@ -34,7 +34,7 @@ class TorchEngine:
         seed: root of the random streams.
     """
 
-    def __init__(self, policy: Policy, tokenizer: Any, config: RolloutConfig, *, seed: int) -> None:
+    def __init__(self, policy: LivePolicy, tokenizer: Any, config: RolloutConfig, *, seed: int) -> None:
         self.policy = policy
         self.config = config
         self.seed = seed

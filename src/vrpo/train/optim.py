@@ -10,7 +10,7 @@ from vrpo.config.run import TrainConfig
 
 
 def adamw(module: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (beta 0.9, 0.95; fused) over the trainable parameters; decay on matrices only.
+    """AdamW (betas 0.9, 0.999; fused) over the trainable parameters; decay on matrices only.
 
     Norms, biases and other vectors are not decayed: pulling a gain towards 0 is no regulariser.
     """
@@ -20,7 +20,7 @@ def adamw(module: nn.Module, *, learning_rate: float, weight_decay: float) -> to
         {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
 def schedule(config: TrainConfig, *, step: int, start: int = 0) -> float:
