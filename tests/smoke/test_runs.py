@@ -93,9 +93,9 @@ def test_a_run_leaves_everything_a_user_expects(tmp_path, algorithm):
     )
     assert load(Config, tmp_path / "run") == small(algorithm=algorithm)
     step = tmp_path / "run" / "checkpoints" / "step-4"
-    assert AutoModelForCausalLM.from_pretrained(step / "policy").num_parameters() > 500_000
+    assert AutoModelForCausalLM.from_pretrained(step / "policy").num_parameters() > 300_000
     if algorithm != "grpo":
-        assert AutoModel.from_pretrained(step / "critic").num_parameters() > 500_000
+        assert AutoModel.from_pretrained(step / "critic").num_parameters() > 300_000
         assert (
             "policy/approxkl_avg" not in records[0] and "policy/approxkl_avg" in records[1]
         )  # one warm-up step
@@ -230,7 +230,7 @@ def test_trainer_takes_functions_rows_and_model_objects(tmp_path):
     assert {"rewards/exact/mean", "rewards/slowly/mean"} <= records[0].keys()
     assert 0.0 <= ours.evaluate().greedy <= 1.5
     ours.save_model(tmp_path / "model")
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").num_parameters() > 500_000
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").num_parameters() > 300_000
 
 
 def sometimes(kind):

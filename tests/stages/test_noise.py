@@ -15,7 +15,6 @@ from vrpo.config.rewards import (
     AdversarialNoise,
     ExactReward,
     FlipNoise,
-    FlipRates,
     GaussianNoise,
     KeywordBiasNoise,
     LengthBiasNoise,
@@ -34,7 +33,7 @@ from vrpo.rng import stream_uniform
 
 FLIP = FlipNoise(false_positive=0.3, false_negative=0.1)
 PERSISTENT = PersistentNoise(false_positive=0.3, false_negative=0.1)
-SOURCE = SourceNoise(column="answer", rates={"1": FlipRates(false_positive=0.3, false_negative=0.1)})
+SOURCE = SourceNoise(column="answer", rates={"1": FlipNoise(false_positive=0.3, false_negative=0.1)})
 WRONG = WrongLabelNoise(rate=0.5)
 MAJORITY = MajorityNoise()
 PER_SAMPLE = [
@@ -108,7 +107,7 @@ def test_clean_values_order_and_rollouts_are_untouched(noise):
 def test_missing_stays_missing(noise):
     rollouts = [make_rollout("1", prompt_index=i, answer=None if i % 3 else "1") for i in range(30)]
     broken = (
-        SourceNoise(column="answer", rates={**SOURCE.rates, "None": FlipRates()})
+        SourceNoise(column="answer", rates={**SOURCE.rates, "None": FlipNoise()})
         if noise is SOURCE
         else noise
     )
@@ -258,7 +257,7 @@ def test_persistent_noise_is_a_function_of_prompt_and_answer():
 
 
 def test_source_noise_has_rates_by_source():
-    noise = SourceNoise(rates={"dirty": FlipRates(false_positive=0.4), "clean": FlipRates()})
+    noise = SourceNoise(rates={"dirty": FlipNoise(false_positive=0.4), "clean": FlipNoise()})
     rollouts = [
         make_rollout("0", prompt_index=i, answer="1", source=("dirty", "clean")[i % 2]) for i in range(2000)
     ]

@@ -13,6 +13,7 @@ from tests.stages.data.samples import make_rollout, step_of
 from vrpo.config.rewards import (
     ChoiceReward,
     ExactReward,
+    FlipNoise,
     FunctionReward,
     MajorityNoise,
     MathReward,
@@ -337,7 +338,7 @@ def test_functions_of_one_name_stay_apart():
 def test_needed_columns():
     config = RewardsConfig(
         functions=(ExactReward(column="a"), MathReward(column="b"), ChoiceReward(column="c")),
-        noise=(MajorityNoise(column="a"), SourceNoise(column="d", rates={})),
+        noise=(MajorityNoise(column="a"), SourceNoise(column="d", rates={"a": FlipNoise()})),
     )
     assert reward_columns(config) == {"a", "b", "c", "d"}
     assert build_rewards(config, seed=0, labels={}).columns == {"a", "b", "c", "d"}

@@ -17,11 +17,14 @@ ConfigT = TypeVar("ConfigT", bound=Strict)
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     path = Path(path)
-    if path.is_dir():
-        path = path / "config.yaml"
-    if not path.is_file():
+    try:
+        path = path / "config.yaml" if path.is_dir() else path
+        found = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a NUL in it
+        found = False
+    if not found:
         raise ConfigError(
-            f"no configuration file at {path}; give the path of a YAML file or of a folder with a config.yaml"
+            f"no configuration file at {_short(str(path))}; give the path of a YAML file or of a folder with a config.yaml"
         )
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
@@ -35,6 +38,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}; fix that line"
         ) from error
+    except (ValueError, RecursionError) as error:  # dates and numbers that are none, brackets without end
+        raise ConfigError(
+            f"{path} holds a value that cannot be read: {error}; quote it, or correct it"
+        ) from error
     if not isinstance(data, dict):
         raise ConfigError(
             f"{path} holds {type(data).__name__}, not a mapping; a configuration starts with keys such as `model:`"
@@ -46,12 +53,12 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
     """`a.b=value` on top of `data`; the value is read as YAML."""
     for item in overrides:
         key, equals, text = item.partition("=")
-        if not equals or not key:
+        if not equals or not all(key.split(".")):
             raise ConfigError(f"--set {item!r} is not KEY=VALUE; write for example --set train.steps=100")
         try:
             value = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {item!r}: the value is not valid YAML; quote it") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"--set {_short(item)}: the value is not valid YAML; quote it") from error
         data = _set(data, key.split("."), value, key)
     return data
 
@@ -84,12 +91,14 @@ def explain_validation(schema: type[BaseModel], error: ValidationError) -> str:
     value = _short(first["input"])
     match first["type"]:
         case "extra_forbidden":
+            # the last part is what the user wrote, whatever it looks like
+            key = ".".join([*_user_path(schema, first["loc"][:-1]), str(first["loc"][-1])])
             line = f"unknown key {key!r}{_nearest(schema, first['loc'])}"
         case "missing":
             line = f"{key} is required; add it"
         case "union_tag_invalid" | "union_tag_not_found":
-            context = first.get("ctx", {})
-            line = f"{key or 'config'}={value}: `type` must be one of {context.get('expected_tags', 'the known types')}"
+            tags = ", ".join(repr(tag) for s in _sections_at(schema, first["loc"]) for tag in _tags(s))
+            line = f"{key or 'config'}={value}: `type` must be one of {tags}"
         case "value_error":
             line = str(first["msg"]).removeprefix("Value error, ")
             line = f"{key}: {line}" if key else line
@@ -114,7 +123,7 @@ def _user_path(schema: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]
         if isinstance(part, int):
             path.append(str(part))
             continue
-        if not part.isidentifier():  # pydantic's name for one branch of a plain union
+        if _UNION_BRANCH.fullmatch(part):
             continue
         inside = [
             f
@@ -130,6 +139,20 @@ def _user_path(schema: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]
         path.append(part)
         sections = inside or sections
     return path
+
+
+def _sections_at(schema: type[BaseModel], loc: tuple[str | int, ...]) -> list[type[BaseModel]]:
+    """The sections, one per `type`, that may stand at a location."""
+    sections = [schema]
+    for part in loc:
+        inside = [
+            f
+            for s in sections
+            if part in s.model_fields
+            for f in sections_in(s.model_fields[str(part)].annotation)
+        ]
+        sections = inside or sections
+    return sections
 
 
 def _tags(section: type[BaseModel]) -> tuple[str, ...]:
@@ -154,6 +177,11 @@ def _nearest(schema: type[BaseModel], loc: tuple[str | int, ...]) -> str:
     names = [name for section in sections for name in section.model_fields]
     near = difflib.get_close_matches(str(loc[-1]), names, n=1, cutoff=0.5)
     elsewhere = _find_key(schema, str(loc[-1]))
+    other_types = [
+        tag for s in _sections_at(schema, loc[:-1]) if loc[-1] in s.model_fields for tag in _tags(s)
+    ]
+    if other_types:
+        return f"; only `type: {other_types[0]}` has it"
     if near:
         return f"; did you mean {near[0]!r}?"
     if elsewhere:
@@ -188,6 +216,10 @@ def _set(data: dict[str, Any], keys: list[str], value: Any, whole: str) -> dict[
     return {**data, key: _set(below, rest, value, whole)}
 
 
+_UNION_BRANCH = re.compile(r"[\w-]+\[.*\]")
+"""pydantic's name for one branch of a plain union, such as `tuple[str, ...]`."""
+
+
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -203,6 +235,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *defaults`
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (list, dict)) or key in seen:
                 raise yaml.constructor.ConstructorError(

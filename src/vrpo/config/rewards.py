@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from vrpo.config.base import Strict
 
@@ -123,16 +123,6 @@ class MajorityNoise(Strict):
     """Column that holds the reference answer."""
 
 
-class SourceNoise(Strict):
-    """Flip rates that differ by data source."""
-
-    type: Literal["source"] = "source"
-    column: str = "source"
-    """Column that names the source of a row."""
-    rates: dict[str, FlipRates]
-    """Source -> rates; a source that is not listed is an error, write 0 rates for clean ones."""
-
-
 class GaussianNoise(Strict):
     """r + N(0, scale * std(r)), the standard deviation taken over the step's clean rewards."""
 
@@ -185,6 +175,28 @@ class AdversarialNoise(FlipRates):
         return self
 
 
+def _flip_type(rates: object) -> str:
+    kind = rates.get("type", "flip") if isinstance(rates, dict) else getattr(rates, "type", "flip")
+    return str(kind)
+
+
+class SourceNoise(Strict):
+    """Flip rates that differ by data source."""
+
+    type: Literal["source"] = "source"
+    column: str = "source"
+    """Column that names the source of a row."""
+    rates: dict[
+        str,
+        Annotated[
+            Annotated[FlipNoise, Tag("flip")] | Annotated[AdversarialNoise, Tag("adversarial")],
+            Discriminator(_flip_type),
+        ],
+    ] = Field(min_length=1)
+    """Source -> rates; a source that is not listed is an error, write 0 rates for clean ones. A source with J <= 0
+    says `type: adversarial`."""
+
+
 NoiseConfig = Annotated[
     FlipNoise
     | PromptFlipNoise
@@ -205,17 +217,38 @@ class RewardsConfig(Strict):
     """How completions are judged in training; evaluation uses the functions without the noise."""
 
     functions: tuple[RewardFunctionConfig, ...] = Field((), strict=False)
-    """The clean reward is the weighted sum of these; missing as soon as one of them is missing."""
+    """The clean reward is the weighted sum of these; missing as soon as one of them is missing. One mapping or a list
+    of them."""
     noise: tuple[NoiseConfig, ...] = Field((), strict=False)
     """Applied in order, each to the output of the one before. One mapping or a list of them."""
 
     @model_validator(mode="before")
     @classmethod
-    def _one_noise_is_a_list(cls, data: object) -> object:
-        if isinstance(data, dict):
-            noise = data.get("noise", ())
-            if noise is None:
-                data = {**data, "noise": ()}
-            elif not isinstance(noise, (list, tuple)):
-                data = {**data, "noise": (noise,)}
-        return data
+    def _one_is_a_list(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        if data.get("noise", ()) is None:
+            data = {**data, "noise": ()}
+        alone = {name: (data[name],) for name in ("functions", "noise") if isinstance(data.get(name), dict)}
+        return {**data, **alone}
+
+    @model_validator(mode="after")
+    def _some_function_counts(self) -> "RewardsConfig":
+        if self.functions and not any(function.weight for function in self.functions):
+            raise ValueError(
+                "every function has weight 0, the reward would always be 0; give at least one another weight"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _flips_come_before_additions(self) -> "RewardsConfig":
+        added: str | None = None
+        for noise in self.noise:
+            if isinstance(noise, (GaussianNoise, LengthBiasNoise, KeywordBiasNoise)):
+                added = noise.type
+            elif added is not None and not isinstance(noise, MissingNoise):
+                raise ValueError(
+                    f"{noise.type} noise stands after {added} noise, but needs the 0/1 reward that {added} no longer "
+                    f"leaves; put {noise.type} first"
+                )
+        return self

@@ -50,7 +50,7 @@ class RolloutConfig(Strict):
     """Sample among the k likeliest tokens; 0: all."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     """Sample among the likeliest tokens that hold this mass."""
-    stop: tuple[str, ...] = Field((), strict=False)
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), strict=False)
     """Texts that end a response, besides EOS."""
     batch_size: int = Field(256, ge=1)
     """Sequences decoded at once; memory only, no effect on what is sampled."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from vrpo.config.run import LoraConfig, ModelConfig
 from vrpo.errors import ModelError
@@ -165,8 +166,9 @@ def load_pretrained(auto_class: Any, path: str, *, name: str, trust_remote_code:
         "use_safetensors": True,
         "trust_remote_code": trust_remote_code,
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # told below, with the names
     }
-    with _one_line(name, "model"), seeded(0):
+    with _one_line(name, "model"), seeded(0), _no_report():
         try:
             model, info = auto_class.from_pretrained(path, attn_implementation="sdpa", **options)
         except ValueError as error:
@@ -174,6 +176,12 @@ def load_pretrained(auto_class: Any, path: str, *, name: str, trust_remote_code:
                 raise
             log.info("%s does not support SDPA attention; using its own implementation", name)
             model, info = auto_class.from_pretrained(path, **options)
+    if info["mismatched_keys"]:
+        key, stored, wanted = min(info["mismatched_keys"])
+        raise ModelError(
+            f"{name!r} stores {key!r} as {list(stored)}, its config.json asks for {list(wanted)}; give a folder whose "
+            "config.json belongs to its weights"
+        )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(
@@ -229,6 +237,17 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
+def _no_report() -> Iterator[None]:
+    """Hide the table of missing and mismatched weights: `load_pretrained` says it in one line."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+@contextmanager
 def _peft_warnings() -> Iterator[None]:
     """Hide one message that no user of this package can act on: peft reads a name that transformers renamed."""
     with warnings.catch_warnings():
@@ -243,17 +262,20 @@ def _adapter_base(path: str) -> str | None:
         return None
     try:
         base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (json.JSONDecodeError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{file} does not name a base model; save the adapter again with peft") from error
-    return resolve_path(str(base))
+    if not isinstance(base, str):
+        raise ModelError(f"{file} names {base!r:.60} as its base model; save the adapter again with peft")
+    return resolve_path(base)
 
 
 @contextmanager
 def _one_line(name: str, what: str) -> Iterator[None]:
-    """Turn the errors that `from_pretrained` documents into one line."""
+    """Turn the errors of `from_pretrained` into one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    # A damaged folder raises whatever its reader stumbles over: OSError, KeyError, TypeError, SafetensorError, ...
+    except Exception as error:
         raise ModelError(
             f"cannot load the {what} of {name!r}: {_first_line(error)}; give a folder with config.json, tokenizer and "
             ".safetensors files, or a hub name that is reachable or downloaded"
@@ -261,4 +283,6 @@ def _one_line(name: str, what: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".;") or type(error).__name__
+    # some libraries put their own class on the first line and the reason below it
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300].rstrip(".;:") or type(error).__name__

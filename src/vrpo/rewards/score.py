@@ -1,6 +1,5 @@
 """Stage 3: rollouts -> verdicts. The clean reward first, then the noise on a copy of it."""
 
-import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, final
@@ -104,6 +103,9 @@ class RewardPipeline:
         return verdicts
 
 
+LARGEST = float(np.finfo(np.float32).max)
+"""What the learner's fp32 can hold; a larger reward would be infinite there."""
+
 Outcome = tuple[float | None, str | None]
 """(value, error line); a value is missing without an error where the function returned None."""
 
@@ -117,8 +119,8 @@ def _evaluate(
         values = call(function, rollouts, replaced)
     except RewardError:
         raise
-    # It is the user's code: whatever it raises is charged to the sample that caused it.
-    except Exception as error:
+    # It is the user's code: whatever it raises, sys.exit() too, is charged to the sample that caused it.
+    except (Exception, SystemExit) as error:
         if len(rollouts) == 1:
             return [(None, f"{function.name}: raised {one_line(error)}")]
         return [
@@ -151,4 +153,4 @@ def _number(value: Any) -> float | None:
         number = float(value)
     except OverflowError:
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= LARGEST else None  # NaN is not

@@ -7,6 +7,7 @@ the contract for a whole step is a RewardError; what breaks for one sample is th
 import asyncio
 import importlib.util
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -64,6 +65,8 @@ def named(
     """
     if not callable(function):
         raise ConfigError(f"reward function {function!r:.60} is not callable; pass a function")
+    if not math.isfinite(weight):
+        raise ConfigError(f"reward function {function!r:.60} has weight {weight}; give a finite number")
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:
@@ -114,8 +117,8 @@ def load_function(file: str, name: str) -> Callable[..., Any]:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    # It is the user's code: anything may come out of it.
-    except Exception as error:
+    # It is the user's code: anything may come out of it, and sys.exit() there must not end the run as a success.
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"{file}: raised {one_line(error)} while it was loaded; run it with python and fix that"
         ) from error
@@ -133,7 +136,9 @@ def load_function(file: str, name: str) -> Callable[..., Any]:
 
 def one_line(error: BaseException) -> str:
     """`ValueError: what it said`, on one line."""
-    text = (str(error).splitlines() or [""])[0][:200]
+    # half a character may stand in what a model wrote; no file could take it
+    said = str(error).encode("utf-8", "backslashreplace").decode()
+    text = (said.splitlines() or [""])[0][:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -101,6 +101,12 @@ def task_from_rows(
 
 
 def _read(config: DataTask, required: Sequence[str]) -> tuple[list[Row], list[Row]]:
+    if is_file(config.data) and (config.subset is not None or config.split != "train"):
+        raise DataError(
+            f"task.subset={config.subset!r} and task.split={config.split!r}, but {config.data} is a file, which has neither; "
+            "remove them"
+        )
+
     def read(source: str, split: str) -> list[Row]:
         found = read_rows(source, subset=config.subset, split=split)
         return name_rows(found, columns=config.columns, required=required, source=source)

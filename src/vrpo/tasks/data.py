@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Row:
     def text(self, column: str) -> str:
         """The text in `column`; numbers are written out, anything else is a DataError."""
         value = self.values.get(column)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             return str(value)
         if not isinstance(value, str) or not value.strip():
             raise self.error(column, value, "text")
@@ -89,7 +90,7 @@ def _read_file(path: Path) -> list[dict[str, Any]]:
     if name.endswith(".csv"):
         return _read_csv(path)
     open_text = gzip.open if name.endswith(".gz") else open
-    with open_text(path, "rt", encoding="utf-8") as file:
+    with open_text(path, "rt", encoding="utf-8-sig") as file:
         if name.endswith(".json"):
             return _parse_json(path, file.read())
         lines = enumerate(file, start=1)
@@ -99,6 +100,10 @@ def _read_file(path: Path) -> list[dict[str, Any]]:
 def _read_csv(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
+        names = reader.fieldnames or []
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise DataError(f"{path}: column {twice[0]!r} stands twice in the header; rename one")
         rows = []
         for row in reader:
             if None in row:
@@ -112,9 +117,9 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
 def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} line {number}: not JSON ({error.msg}); write one JSON object per line"
+            f"{path} line {number}: not JSON ({_json_problem(error)}); write one JSON object per line"
         ) from error
     if not isinstance(row, dict):
         raise DataError(
@@ -126,11 +131,17 @@ def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
 def _parse_json(path: Path, text: str) -> list[dict[str, Any]]:
     try:
         rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} line {error.lineno}: not JSON ({error.msg}); correct the file") from error
+    except (ValueError, RecursionError) as error:
+        where = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(f"{path}{where}: not JSON ({_json_problem(error)}); correct the file") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: not a list of objects; write [{{...}}, {{...}}] or use .jsonl")
     return rows
+
+
+def _json_problem(error: ValueError | RecursionError) -> str:
+    # Besides malformed text there are numbers too long, and lists nested too deep, for Python to read.
+    return error.msg if isinstance(error, json.JSONDecodeError) else _first_line(error)
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:

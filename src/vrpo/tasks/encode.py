@@ -32,6 +32,9 @@ def encode(
     """
     if not len(prompt):
         raise DataError("the prompt is empty; give at least one character or message, or remove the row")
+    texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    for text in (*texts, system_prompt or ""):
+        _check_unicode(text)
     if isinstance(prompt, str) and not (tokenizer.chat_template is not None if chat is None else chat):
         if system_prompt is not None:
             raise DataError(
@@ -59,15 +62,23 @@ def encode(
     return np.asarray(ids, dtype=np.int64)
 
 
-def _apply_template(messages: list[dict[str, Any]], tokenizer: Any) -> list[int]:
-    # jinja2 is what transformers renders with; a template refuses a conversation by raising its TemplateError.
-    from jinja2 import TemplateError
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the prompt has half a character ({error.object[error.start]!a}) at place {error.start}, no tokenizer reads "
+            "that; correct or remove the row"
+        ) from error
 
+
+def _apply_template(messages: list[dict[str, Any]], tokenizer: Any) -> list[int]:
     try:
         return tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=False
         )
-    except TemplateError as error:
+    # A template is a program: it refuses a conversation with jinja2's TemplateError, and may fail in any other way.
+    except Exception as error:
         roles = [message["role"] for message in messages]
         raise DataError(
             f"the chat template refuses messages with roles {roles}: {error}; reorder or remove messages"

@@ -13,7 +13,7 @@ def fill(template: str, row: Row, values: Mapping[str, Any]) -> str:
     """The prompt template with the row's columns; DataError when it names another or is malformed."""
     try:
         return template.format_map(values)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise DataError(
             f"task.template cannot be filled for row {row.row_id} ({type(error).__name__}: {error}); its columns are "
             f"{sorted(values)}, and a literal brace is written twice"
