@@ -15,7 +15,7 @@ quickstart: $(VENV)/.run          ## install, train VRPO, PPO and GRPO under 30 
 quickstart-short: $(VENV)/.run    ## the same wiring in a few steps, for CI
 	rm -rf runs/quickstart-short
 	$(BIN)/vrpo study recipes/quickstart --out runs/quickstart-short \
-	  --set train.steps=4 --set train.eval_every=2 --set train.eval_prompts=64
+	  --set train.steps=10 --set train.eval_every=5 --set train.eval_prompts=64
 
 test: lint types imports cpu-tests quickstart-short   ## everything CI runs
 

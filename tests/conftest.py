@@ -52,7 +52,7 @@ def build_model(name: str) -> transformers.PreTrainedModel:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The 0.8 M parameter model, untrained, as a folder."""
+    """The 0.34 M parameter model, untrained, as a folder."""
     return build_tiny(tmp_path_factory.mktemp("tiny"), seed=0)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from vrpo.config import Config, SftConfig, apply_overrides, build, load, read_yaml, to_yaml
 from vrpo.config.describe import all_keys, config_page
 from vrpo.errors import ConfigError
+from vrpo.train.catalogue import catalogue_page
 
 ROOT = Path(__file__).parent.parent
 BASE = {
@@ -179,6 +180,7 @@ def test_config_loads_without_torch():
 def test_every_key_is_documented_and_the_page_is_current():
     assert [doc.key for doc in all_keys() if not doc.doc] == []
     assert (ROOT / "docs" / "config.md").read_text() == config_page(), "run `make docs`"
+    assert (ROOT / "docs" / "metrics.md").read_text() == catalogue_page(), "run `make docs`"
 
 
 RECIPES = sorted(ROOT.glob("recipes/*/config.yaml"))

@@ -26,13 +26,13 @@ def right_sum(prompts, completions, answer, checked, **columns):
 config = vrpo.Config(
     algorithm="vrpo",
     rollout={"num_generations": 8, "max_completion_length": 6},
-    critic={"warmup_steps": 4, "epochs": 2, "learning_rate": 5e-4},
+    critic={"warmup_steps": 5, "epochs": 2, "learning_rate": 5e-4},
     train={
-        "steps": 15,
+        "steps": 20,
         "completions_per_step": 128,
         "minibatch": 64,
         "microbatch": 64,
-        "learning_rate": 5e-5,
+        "learning_rate": 1e-4,
         "lr_warmup_steps": 3,
         "eval_every": 0,
         "checkpoint_every": 0,
@@ -49,5 +49,5 @@ trainer = vrpo.Trainer(
 )
 summary = trainer.train()
 first, final = summary["clean_accuracy"]["first"], summary["clean_accuracy"]["final"]
-print(f"{len(rows)} rows; {summary['rewards_missing']:.0f} of {15 * 128} responses had no reward")
+print(f"{len(rows)} rows; {summary['rewards_missing']:.0f} of {20 * 128} responses had no reward")
 print(f"clean accuracy on held-out rows: first {first['greedy']:.3f}, final {final['greedy']:.3f}")

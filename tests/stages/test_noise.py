@@ -358,8 +358,8 @@ def test_noises_apply_in_order():
     rollouts = [make_rollout("0 sure", prompt_index=i, answer="1") for i in range(50)]
     flip, bonus = FlipNoise(false_positive=0.5), KeywordBiasNoise(phrase="sure", bonus=0.25)
     assert set(seen(pipeline(flip, bonus).score(rollouts, step=0))) == {0.25, 1.25}
-    with pytest.raises(RewardError, match=r"reward 0.25.*put this noise before"):
-        pipeline(bonus, flip).score(rollouts, step=0)
+    with pytest.raises(ValueError, match=r"flip noise stands after keyword_bias noise.*put flip first"):
+        pipeline(bonus, flip)
 
 
 # --- label noise ----------------------------------------------------------------------------------------

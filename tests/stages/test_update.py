@@ -102,7 +102,15 @@ def test_a_minibatch_without_tokens_makes_no_step(make_policy):
         policy_loss(policy, Ppo(PpoConfig())),
         **SETTINGS,
     )
-    assert (stats.tokens, stats.grad_norms, stats.skipped) == (0, [], 0)
+    assert (stats.tokens, stats.grad_norms, stats.skipped, stats.first) == (0, [], 0, {})
+    mask[3] = batch.mask[3]  # one response counts: whichever minibatch has it is the first
+    stats = update(
+        adamw(policy, learning_rate=1.0, weight_decay=0.0),
+        batch.with_(mask=mask),
+        policy_loss(policy, Ppo(PpoConfig())),
+        **SETTINGS | {"minibatch": 1},
+    )
+    assert stats.first["ratio"] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_counted_and_finally_stops(make_policy):

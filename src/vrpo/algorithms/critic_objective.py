@@ -111,6 +111,8 @@ class CriticObjective:
     def observe_returns(self, batch: Batch, state: CriticState) -> CriticState:
         """The state after seeing a step's targets: the scale of beta follows Var(R)."""
         assert batch.targets is not None, "annotate comes first"
+        if batch.num_tokens == 0:
+            return state  # every reward of the step is missing: nothing was seen
         variance = float(masked_var(batch.targets, batch.mask))
         return replace(
             state, return_variance=ema(state.return_variance, variance, decay=RETURN_VARIANCE_DECAY)

@@ -55,7 +55,7 @@ def all_keys(schema: type[BaseModel] = Config, prefix: str = "") -> list[KeyDoc]
 
 def _tag(section: type[BaseModel]) -> str:
     field = section.model_fields.get("type")
-    return "" if field is None else str(field.default)
+    return "" if field is None else " or ".join(get_args(field.annotation))
 
 
 def _default(field: FieldInfo) -> str:

@@ -103,7 +103,10 @@ def explain_validation(schema: type[BaseModel], error: ValidationError) -> str:
             line = str(first["msg"]).removeprefix("Value error, ")
             line = f"{key}: {line}" if key else line
         case _:
-            line = f"{key}={value}: {_lower(first['msg'])}; `vrpo explain {key}` says what it takes"
+            # only keys of a training configuration are explained, not those of a study or a warm start
+            explained = "algorithm" in schema.model_fields
+            fix = f"`vrpo explain {key}` says what it takes" if explained else "correct it"
+            line = f"{key}={value}: {_lower(first['msg'])}; {fix}"
     more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
     return " ".join(line.split()) + more
 

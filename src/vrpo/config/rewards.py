@@ -118,7 +118,7 @@ class MajorityNoise(Strict):
 
     type: Literal["majority"] = "majority"
     votes: int = Field(8, ge=1)
-    """Completions the initial model gives per prompt, at temperature 1."""
+    """Completions the initial model gives per prompt, sampled as in `rollout`."""
     column: str = "answer"
     """Column that holds the reference answer."""
 

@@ -98,7 +98,7 @@ class Critic(nn.Module):
         generator = torch.Generator().manual_seed(stream_seed(seed, "critic-head"))
         head = build_head(config.head, width, generator=generator)
         if config.path is not None and (Path(config.path) / HEAD_SETTINGS).is_file():
-            _load_head(head, Path(config.path))
+            load_head(head, Path(config.path))
         lm_head = None if config.semantic.mode == "off" else frozen_head(policy)
         _check_fit(config, policy, backbone, width, lm_head)
         critic = cls(backbone, head, lm_head, compute_dtype=policy.compute_dtype, adapter=adapter)
@@ -208,7 +208,7 @@ def _settings(head: ValueHead) -> dict[str, str | int]:
     return {"type": kind, "hidden_size": head.hidden_size, "latent_dim": head.latent_dim}
 
 
-def _load_head(head: ValueHead, folder: Path) -> None:
+def load_head(head: ValueHead, folder: Path) -> None:
     """Fill `head` with the weights saved in `folder`, which must be of the same kind and size."""
     try:
         saved = json.loads((folder / HEAD_SETTINGS).read_text(encoding="utf-8"))

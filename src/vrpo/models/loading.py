@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from vrpo.config.run import LoraConfig, ModelConfig
@@ -94,6 +100,11 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 def checked_tokenizer(tokenizer: Any, name: str) -> Any:
     """The tokenizer itself, if a response can end in it; its padding token is set where it has none."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ModelError(
+            f"the tokenizer of {name!r} is a {type(tokenizer).__name__}, one of transformers is needed; load it with "
+            "AutoTokenizer.from_pretrained"
+        )
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"the tokenizer of {name!r} has no EOS token, so no response could end; set `eos_token` in its "
@@ -104,7 +115,7 @@ def checked_tokenizer(tokenizer: Any, name: str) -> Any:
     return tokenizer
 
 
-def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
+def load_policy(config: ModelConfig, *, seed: int = 0, tokenizer: Any = None) -> Policy:
     """The model of `config` with fp32 weights on its device, ready to be trained.
 
     A folder written by a LoRA run (with adapter_config.json) opens as its base model with that adapter.
@@ -112,13 +123,14 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     Args:
         config: the model section.
         seed: root of the stream from which a fresh adapter's weights are drawn; not read without `lora`.
+        tokenizer: in place of the model's own.
 
     Raises:
         ModelError: it cannot be loaded, lacks weights, or does not fit its tokenizer.
     """
     path = resolve_path(config.path)
     base = _adapter_base(path)
-    tokenizer = load_tokenizer(config)
+    tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer
     model = load_pretrained(
         AutoModelForCausalLM, base or path, name=config.path, trust_remote_code=config.trust_remote_code
     )
@@ -138,12 +150,24 @@ def policy_from_model(model: Any, tokenizer: Any, *, config: ModelConfig, seed: 
     """
     from peft import PeftModel
 
+    if not isinstance(model, (PreTrainedModel, PeftModel)) or not model.can_generate():
+        raise ModelError(
+            f"the model is a {type(model).__name__}, a causal language model of transformers is needed; load it with "
+            "AutoModelForCausalLM.from_pretrained"
+        )
     tokenizer = checked_tokenizer(tokenizer, config.path)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(
             f"the tokenizer of {config.path!r} knows {len(tokenizer)} tokens but the model embeds {rows}; use the "
             "tokenizer that belongs to the model"
+        )
+    listed = model.generation_config.eos_token_id
+    wrong = [t for t in (listed if isinstance(listed, list) else [listed or 0]) if not isinstance(t, int)]
+    if wrong:
+        raise ModelError(
+            f"generation_config.json of {config.path!r}: eos_token_id holds {wrong[0]!r:.60}, token numbers are needed; "
+            "correct it"
         )
     model = model.float()
     if config.lora is not None and not isinstance(model, PeftModel):

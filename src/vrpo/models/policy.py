@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vrpo.errors import ModelError
 from vrpo.functional import linear_logprobs_and_entropy
 from vrpo.models.lm_head import LmHead, head_of
 
@@ -85,12 +84,7 @@ class Policy(nn.Module):
     def eos_token_ids(self) -> frozenset[int]:
         """Every token that ends a response: the tokenizer's and those of the generation settings."""
         listed = self.causal_lm.generation_config.eos_token_id
-        listed = listed if isinstance(listed, (list, tuple)) else [] if listed is None else [listed]
-        wrong = [token for token in listed if not isinstance(token, int)]
-        if wrong:
-            raise ModelError(
-                f"generation_config.json: eos_token_id holds {wrong[0]!r:.60}, token numbers are needed; correct it"
-            )
+        listed = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
         return frozenset([*listed, self.tokenizer.eos_token_id])
 
     @property

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vrpo.errors import ModelError
-from vrpo.models.critic import HEAD_WEIGHTS, Critic
+from vrpo.models.critic import Critic, load_head
 from vrpo.models.policy import Policy
 
 WHOLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
@@ -36,7 +36,7 @@ def load_critic_weights(critic: Critic, folder: Path) -> None:
         _load_adapter(critic.backbone, folder)
     else:
         _load_whole(critic.backbone, folder)
-    critic.head.load_state_dict(load_file(folder / HEAD_WEIGHTS))
+    load_head(critic.head, folder)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -56,7 +56,12 @@ def _load_whole(model: nn.Module, folder: Path) -> None:
     saved = read_tensors(folder)
     # with duplicates: of tied weights only one name is saved, and which one is the model's business
     live = dict(model.named_parameters(remove_duplicate=False))
-    for name in live.keys() & saved.keys():
+    for name in sorted(live.keys() & saved.keys()):
+        if live[name].shape != saved[name].shape:  # copy_ would broadcast, or raise
+            raise ModelError(
+                f"{folder} holds {name} as {list(saved[name].shape)}, the model has {list(live[name].shape)}; it is a "
+                "checkpoint of another model"
+            )
         live[name].copy_(saved[name])
     restored = {live[name].data_ptr() for name in live.keys() & saved.keys()}
     lost = sorted(name for name, weight in live.items() if weight.data_ptr() not in restored)
@@ -73,7 +78,12 @@ def _load_adapter(model: nn.Module, folder: Path) -> None:
         raise ModelError(
             f"{folder} holds no {ADAPTER}; resume with the model.lora settings the run was started with"
         )
-    result = set_peft_model_state_dict(model, load_file(folder / ADAPTER))
+    try:
+        result = set_peft_model_state_dict(model, load_file(folder / ADAPTER))
+    except RuntimeError as error:  # how load_state_dict says that shapes differ
+        raise ModelError(
+            f"{folder} holds an adapter of another shape; resume with the model.lora settings the run was started with"
+        ) from error
     if result.unexpected_keys:
         raise ModelError(
             f"{folder} has an adapter for {result.unexpected_keys[0]}, which the model lacks; use the run's own settings"

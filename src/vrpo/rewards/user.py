@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ def named(
     """
     if not callable(function):
         raise ConfigError(f"reward function {function!r:.60} is not callable; pass a function")
-    if not math.isfinite(weight):
-        raise ConfigError(f"reward function {function!r:.60} has weight {weight}; give a finite number")
+    if not isinstance(weight, Real) or not math.isfinite(weight):
+        raise ConfigError(f"reward function {function!r:.60} has weight {weight!r}; give a finite number")
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vrpo.errors import NumericsError
 from vrpo.functional import SampledTokens, sample_tokens
 from vrpo.rollout.steps import Steps
 from vrpo.rollout.stopping import StopStrings
@@ -57,6 +58,9 @@ def decode(
         repeats: number of consecutive rows of each prompt.
         uniforms: [N, M] draws from U[0, 1), one per token; None takes the likeliest token.
         sampling: how to choose and when to end.
+
+    Raises:
+        NumericsError: the model's logits are NaN.
     """
     logits = steps.start(repeats)
     shape, device = (sum(repeats), sampling.max_tokens), logits.device
@@ -88,6 +92,10 @@ def decode(
             steps.keep(kept)
             rows, next_ids = rows[kept], next_ids[kept]
         logits = steps.advance(next_ids)
+    if bool(policy_logprobs.isnan().any()):
+        raise NumericsError(
+            "the policy's logits are NaN; lower train.learning_rate, raise rollout.temperature, or look for NaN in the model's weights"
+        )
     return Decoded(token_ids.cpu(), logprobs.cpu(), policy_logprobs.cpu(), lengths.cpu(), endings.cpu())
 
 

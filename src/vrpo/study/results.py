@@ -12,13 +12,14 @@ from rich.table import Table
 from vrpo.study.config import Cell
 
 COLUMNS = {
-    "clean accuracy": "final_greedy",
+    "before": "first_greedy",
+    "final": "final_greedy",
     "best": "best_greedy",
-    "seen reward": "seen_reward",
-    "clean reward": "clean_reward",
-    "explained var": "explained_var",
-    "on clean": "explained_var_clean",
-    "tokens/s": "tokens_per_second",
+    "seen": "seen_reward",
+    "clean": "clean_reward",
+    "EV": "explained_var",
+    "EV clean": "explained_var_clean",
+    "tok/s": "tokens_per_second",
 }
 """Table heading -> number of a cell."""
 
@@ -85,8 +86,19 @@ def _row(method: str, noise: str, numbers: list[dict[str, float | None]]) -> Row
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Means over seeds; for the accuracies the smallest and largest beside it when there are several seeds."""
-    result = Table("noise", "method", *COLUMNS)
+    """Means over seeds; under an accuracy its smallest and largest when there are several seeds.
+
+    before, final, best: held-out clean accuracy, greedy. seen, clean: mean reward of training samples over the
+    last steps, with and without the noise. EV: the critic's explained variance of seen returns and clean outcomes.
+    """
+    result = Table(
+        caption="before, final, best: held-out clean accuracy, greedy. seen, clean: mean reward of the last training "
+        "samples with and without noise. EV: explained variance of the critic before its update."
+    )
+    for heading in ("noise", "method"):
+        result.add_column(heading, no_wrap=True)
+    for heading in COLUMNS:
+        result.add_column(heading, justify="right")
     for row in rows:
         result.add_row(row.noise, row.method, *(_cell(row, name) for name in COLUMNS.values()))
     return result
@@ -99,7 +111,7 @@ def _cell(row: Row, name: str) -> str:
     if name == "tokens_per_second":
         return f"{mean:,.0f}"
     if row.seeds > 1 and name.endswith("greedy"):
-        return f"{mean:.3f} ({row.low[name]:.3f}..{row.high[name]:.3f})"
+        return f"{mean:.3f}\n{row.low[name]:.3f}..{row.high[name]:.3f}"
     return f"{mean:.3f}"
 
 

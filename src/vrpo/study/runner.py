@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -41,35 +42,49 @@ def run_cells(cells: Sequence[Cell], out: Path, *, jobs: int, console: Console) 
         TimeElapsedColumn(),
         TextColumn("{task.fields[numbers]}"),
         console=console,
+        disable=not console.is_terminal,
     )
-    running: dict[str, tuple[Cell, subprocess.Popen[bytes], TaskID]] = {}
+    running: dict[str, _Running] = {}
     failed: list[Cell] = []
-    with progress:
-        while running or (waiting and not failed):
-            while waiting and len(running) < jobs and not failed:
-                cell = waiting.pop(0)
-                steps = cell.config.train.steps
-                task = progress.add_task(
-                    f"{cell.method} · {cell.noise} · seed {cell.seed}", total=steps, numbers=""
-                )
-                running[cell.folder] = (cell, _launch(cell, out), task)
-            time.sleep(POLL_SECONDS)
-            for name, (cell, process, task) in list(running.items()):
-                done, numbers = _state(out / cell.folder)
-                progress.update(task, completed=done, numbers=numbers)
-                if process.poll() is not None:
-                    progress.stop_task(task)
-                    del running[name]
-                    if process.returncode != 0:
-                        failed.append(cell)
-                    if not console.is_terminal:
-                        console.print(
-                            f"{cell.method} · {cell.noise} · seed {cell.seed}: {done} steps, {numbers}"
-                        )
+    try:
+        with progress:
+            while running or (waiting and not failed):
+                while waiting and len(running) < jobs and not failed:
+                    cell = waiting.pop(0)
+                    name = f"{cell.method} · {cell.noise} · seed {cell.seed}"
+                    task = progress.add_task(name, total=cell.config.train.steps, numbers="")
+                    running[cell.folder] = _Running(cell, _launch(cell, out), name, task)
+                time.sleep(POLL_SECONDS)
+                for folder, run in list(running.items()):
+                    ended = run.process.poll() is not None
+                    done, numbers = _state(out / folder)
+                    progress.update(run.task, completed=done, numbers=numbers)
+                    if ended:
+                        del running[folder]
+                        progress.stop_task(run.task)
+                        failed += [run.cell] if run.process.returncode != 0 else []
+                        if not console.is_terminal:
+                            console.print(f"{run.name}: {done} steps, {numbers}")
+    finally:
+        # whatever ended the study ends its cells too: each writes a checkpoint and can be resumed
+        for run in running.values():
+            run.process.terminate()
+        for run in running.values():
+            run.process.wait()
     if failed:
         log = out / failed[0].folder / "log.txt"
-        reason = (log.read_text().strip().splitlines() or ["no output"])[-1]
+        reason = (log.read_text(encoding="utf-8").strip().splitlines() or ["no output"])[-1]
         raise StudyError(f"{failed[0].folder} failed: {reason} (log: {log})")
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A cell at work."""
+
+    cell: Cell
+    process: "subprocess.Popen[bytes]"
+    name: str
+    task: TaskID
 
 
 def _launch(cell: Cell, out: Path) -> subprocess.Popen[bytes]:

@@ -7,7 +7,7 @@ encode.py               prompt text -> token ids
 task.py                 the endless training stream and the fixed evaluation set
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vrpo.config.tasks import ArithmeticTask, ChoiceTask, DataTask, MathTask, RowsTask, TaskConfig
@@ -63,8 +63,8 @@ def build_task(config: TaskConfig, tokenizer: Any) -> Task:
 
 
 def task_from_rows(
-    train_rows: Iterable[Mapping[str, Any]],
-    eval_rows: Iterable[Mapping[str, Any]] | None,
+    train_rows: Any,
+    eval_rows: Any,
     tokenizer: Any,
     *,
     holdout: float = 0.1,
@@ -75,7 +75,7 @@ def task_from_rows(
     """A task from rows in memory: a list of dicts or a `datasets.Dataset`, with a column `prompt`.
 
     Args:
-        train_rows: rows to train on.
+        train_rows: rows to train on. Anything may come in here; what is no iterable of mappings is refused.
         eval_rows: held-out rows; None holds out a share of `train_rows`.
         tokenizer: the policy's Hugging Face tokenizer.
         holdout: that share, chosen by a hash of the prompt.

@@ -172,9 +172,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0][:200]
 
 
-def name_rows(
-    rows: Iterable[Any], *, columns: Mapping[str, str], required: Sequence[str], source: str
-) -> list[Row]:
+def name_rows(rows: Any, *, columns: Mapping[str, str], required: Sequence[str], source: str) -> list[Row]:
     """Rows with our column names and with ids: column `id` where it is unique, else the row number.
 
     Args:
@@ -183,7 +181,7 @@ def name_rows(
         required: our names of the columns the task reads; each must exist in the first row.
         source: where the rows come from, for messages.
     """
-    rows = list(rows)
+    rows = list(rows) if isinstance(rows, Iterable) else []
     if not rows or not all(isinstance(row, Mapping) for row in rows):
         raise DataError(
             f"{source}: a list of dicts is needed, at least one; give rows such as {{'prompt': ...}}"

@@ -6,6 +6,7 @@ from typing import Any, final
 
 from vrpo.config import Config, load
 from vrpo.config.run import ModelConfig
+from vrpo.errors import ConfigError
 from vrpo.models import load_policy, load_tokenizer, policy_from_model
 from vrpo.rewards import named
 from vrpo.tasks import task_from_rows
@@ -64,7 +65,8 @@ class Trainer:
         train_dataset: a `datasets.Dataset` or a list of dicts with a `prompt` column (text or chat messages);
             the other columns reach the reward functions by name.
         eval_dataset: held-out rows; None holds out a tenth of `train_dataset`.
-        config: everything else; its `model.path`, `task` and `rewards.functions` are not used.
+        config: everything else. `model.path` gives way to `model` (and names the tokenizer of a model object);
+            `task` and `rewards.functions` must be left out, since rows and functions are given here.
         processing_class: the tokenizer; None loads the one that belongs to `model`.
         reward_weights: one weight per function; None weighs each 1.
         output_dir: the run folder.
@@ -86,6 +88,9 @@ class Trainer:
         output_dir: str | Path = "runs/vrpo",
     ) -> None:
         config = config or Config()
+        functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
+        weights = [1.0] * len(functions) if reward_weights is None else list(reward_weights)
+        _check_arguments(config, functions, weights)
         settings = config.model or ModelConfig(path=model if isinstance(model, str) else model.name_or_path)
         if isinstance(model, str):
             settings = settings.model_copy(update={"path": model})
@@ -95,8 +100,6 @@ class Trainer:
             tokenizer = processing_class or load_tokenizer(settings)
             policy = policy_from_model(model, tokenizer, config=settings, seed=config.train.seed)
         self.config = config.model_copy(update={"model": settings})
-        functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
-        weights = [1.0] * len(functions) if reward_weights is None else list(reward_weights)
         self._ingredients = Ingredients(
             policy=policy,
             tokenizer=tokenizer,
@@ -107,14 +110,23 @@ class Trainer:
         self._run: Run | None = None
 
     def train(self, *, resume: bool = False, display: Display | None = None) -> dict[str, Any]:
-        """Train to the last step; the content of summary.json."""
+        """Train to the last step; the content of summary.json.
+
+        Raises:
+            ConfigError: this trainer has trained already: its model is no longer the initial one, which critic
+                and reference are copies of.
+        """
+        if self._run is not None:
+            raise ConfigError(
+                "this Trainer has trained already; make a new one from the initial model to train or resume"
+            )
         self._run = build_run(self.config, self._ingredients, out=self._out, resume=resume)
         return run_loop(self._run, display or Terminal())
 
     def evaluate(self) -> EvalResult:
         """Clean reward of the trained model on the held-out rows."""
         if self._run is None:
-            raise RuntimeError("evaluate comes after train")
+            raise ConfigError("evaluate comes after train; call train first")
         run = self._run
         return evaluate(
             run.engine,
@@ -128,3 +140,17 @@ class Trainer:
     def save_model(self, folder: str | Path) -> None:
         """The policy as an ordinary Hugging Face folder."""
         self._ingredients.policy.save_pretrained(Path(folder))
+
+
+def _check_arguments(
+    config: Config, functions: Sequence[Callable[..., Any]], weights: Sequence[float]
+) -> None:
+    if len(weights) != len(functions):
+        raise ConfigError(
+            f"{len(weights)} reward_weights for {len(functions)} reward_funcs; give one weight for each function"
+        )
+    if config.task is not None or config.rewards.functions:
+        name = "task" if config.task is not None else "rewards.functions"
+        raise ConfigError(
+            f"vrpo.Trainer is given rows and reward functions; remove `{name}` from its config, or use vrpo.train"
+        )

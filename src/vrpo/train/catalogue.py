@@ -87,6 +87,8 @@ METRICS: dict[str, MetricDoc] = {
     "loss/semantic_avg": _D("L_sem, coefficients included", "small against loss/value_avg", "comparable to it: lower the coefficients"),
     "val/selected_entropy_frac": _D("|S_H| / |M|", "near critic.semantic.fraction", "0 or 1: features drift faster than the threshold"),
     "val/selected_nll_frac": _D("|S_P| / |M|", "near critic.semantic.fraction", "0 or 1: features drift faster than the threshold"),
+    "val/selected_entropy": _D("mean over S_H of what its loss lowers, nats: the entropy of p (literal), KL(p_ref || p) (kl_ref)", "falls slowly", "near 0: the features have become over-confident"),
+    "val/selected_nll": _D("mean over S_P of what its loss lowers, nats: min(nll, 10) (literal), KL(p_ref || p) (kl_ref)", "falls slowly", "at 10: the features have left the language"),
     # time
     "time/*": _D("wall seconds of a phase: rollout, reward, values, critic, policy; step is the whole", "rollout dominates", "values or critic above policy by far: microbatch too small"),
     "tokens_per_second/*": _D("completion tokens over the seconds of: rollout; update (critic + policy); step", "steady", "falls: responses get longer, or the machine is shared"),

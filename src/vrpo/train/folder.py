@@ -20,12 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from vrpo.errors import CheckpointError
 from vrpo.types import EvalResult, ScoredRollout
 
 ROLLOUTS_KEPT = 8
 """Responses of each step written to rollouts.jsonl."""
+
+MAY_CHANGE = frozenset(
+    f"train.{key}"
+    for key in ("steps", "eval_every", "eval_prompts", "eval_samples", "checkpoint_every", "threads")
+) | {"model.device"}
+"""Settings a resumed run may have otherwise than before; any other change would make it another run."""
 
 
 class RunFolder:
@@ -40,10 +47,14 @@ class RunFolder:
 
     def create(self, *, config_yaml: str, resume: bool) -> None:
         """Make the folder, or refuse one that already holds a run unless it is to be resumed."""
-        started = (self.path / "config.yaml").exists()
-        if started and not resume:
+        saved = self.path / "config.yaml"
+        if saved.exists() and not resume:
             raise CheckpointError(
                 f"{self.path} already holds a run; add --resume to continue it, or choose another --out"
+            )
+        if saved.exists():
+            _check_same_run(
+                yaml.safe_load(saved.read_text(encoding="utf-8")), yaml.safe_load(config_yaml), self.path
             )
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.write("config.yaml", config_yaml)
@@ -172,3 +183,25 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(v) for v in value]
     return value
+
+
+def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to resume with settings that would make it another run."""
+    old, new = _flat(before), _flat(now)
+    changed = [
+        key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in MAY_CHANGE
+    ]
+    if changed:
+        key = min(changed)
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise CheckpointError(
+            f"{folder} was started with {key}={old.get(key)!r}, now it is {new.get(key)!r}{more}; resume with the run's own "
+            "config.yaml, or choose another --out"
+        )
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

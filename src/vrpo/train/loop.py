@@ -9,28 +9,19 @@ used once. The loop knows no algorithm by name and does no arithmetic on tensors
 """
 
 import time
-from dataclasses import replace
 
-from vrpo.algorithms.critic_objective import Denominators
 from vrpo.rollout import collate
 from vrpo.train import checkpoint
 from vrpo.train.clock import Clock
 from vrpo.train.evaluate import evaluate
-from vrpo.train.metrics import (
-    critic_metrics,
-    critic_update_metrics,
-    policy_metrics,
-    reward_metrics,
-    rollout_metrics,
-)
-from vrpo.train.optim import schedule, set_learning_rate
+from vrpo.train.learning import update_critic, update_policy
+from vrpo.train.metrics import critic_metrics, policy_metrics, reward_metrics, rollout_metrics
 from vrpo.train.progress import Display
 from vrpo.train.run import Run
 from vrpo.train.signals import stop_requested
 from vrpo.train.summary import summarise
-from vrpo.train.update import UpdateStats, update
 from vrpo.train.values import evaluate_batch
-from vrpo.types import Batch, Metrics, to_device
+from vrpo.types import Metrics, to_device
 
 
 def train(run: Run, display: Display) -> dict[str, object]:
@@ -42,23 +33,22 @@ def train(run: Run, display: Display) -> dict[str, object]:
     config, learner = run.config.train, run.learner
     started = time.perf_counter()
     display.start(run.name, first=learner.step, steps=config.steps)
-    if learner.step == 0:
-        _evaluate(run, display)
     with stop_requested() as stop:
-        while learner.step < config.steps:
+        if learner.step == 0:
+            _evaluate(run, display)
+        while learner.step < config.steps and stop.signal is None:
             step = learner.step + 1
             metrics = _step(run, step)
             learner.step = step
             run.folder.append(run.folder.metrics, {"step": step, **metrics})
             display.step(step, metrics)
-            last = step == config.steps
-            if last or _due(step, config.eval_every):
+            if step == config.steps or _due(step, config.eval_every):
                 _evaluate(run, display)
-            if last or stop.signal is not None or _due(step, config.checkpoint_every):
+            if _due(step, config.checkpoint_every):
                 checkpoint.save(run.folder.checkpoints, learner)
-            stop.leave_if_asked(run.folder.path)
-    if checkpoint.latest(run.folder.checkpoints) is None:
-        checkpoint.save(run.folder.checkpoints, learner)  # a run of 0 steps still leaves its models
+        if learner.step not in checkpoint.steps_in(run.folder.checkpoints):
+            checkpoint.save(run.folder.checkpoints, learner)
+        stop.leave_if_asked(run.folder.path)
     summary = summarise(run.folder, run.config, seconds=time.perf_counter() - started)
     run.folder.write_json("summary.json", summary)
     display.finish()
@@ -104,9 +94,9 @@ def _step(run: Run, step: int) -> Metrics:
 
     # 6 losses and optimizer steps: the critic first, then the policy unless the critic is still warming up
     with clock.phase("critic"):
-        learned = _update_critic(run, batch, step)
+        learned = update_critic(run, batch, step)
     with clock.phase("policy"):
-        policy_stats = _update_policy(run, batch, step)
+        policy_stats = update_policy(run, batch, step)
 
     # 7 metrics: what the critic knew before the update, what the updates did, what the noise did
     tokens = sum(s.rollout.num_actions for s in scored)
@@ -121,68 +111,6 @@ def _step(run: Run, step: int) -> Metrics:
         **run.learning_rates(),
         **clock.metrics(completion_tokens=tokens),
     }
-
-
-def _update_critic(run: Run, batch: Batch, step: int) -> Metrics:
-    """`critic.epochs` passes of the value model over the step's data."""
-    learner, objective, section = run.learner, run.objective, run.config.critic
-    if objective is None or section is None or learner.critic is None or learner.critic_optimizer is None:
-        return {}
-    critic, train = learner.critic, run.config.train
-    learner.critic_state = objective.observe_returns(batch, learner.critic_state)
-    beta = objective.beta(learner.critic_state)
-    set_learning_rate(learner.critic_optimizer, section.learning_rate * schedule(train, step=step - 1))
-    stats = update(
-        learner.critic_optimizer,
-        batch,
-        lambda micro, whole, epoch: objective.loss(
-            critic,
-            micro,
-            denominators=Denominators.of(whole),
-            beta=beta,
-            noise_labels=(step, epoch),
-            reference_hidden=run.reference_features,
-        ),
-        epochs=section.epochs,
-        minibatch=train.minibatch,
-        microbatch=train.microbatch,
-        max_grad_norm=train.max_grad_norm,
-        seed=train.seed,
-        labels=("critic", step),
-    )
-    learner.critic_state = replace(
-        learner.critic_state, updates=learner.critic_state.updates + len(stats.grad_norms)
-    )
-    return critic_update_metrics(stats, beta=beta, batch=batch)
-
-
-def _update_policy(run: Run, batch: Batch, step: int) -> UpdateStats:
-    """`train.epochs` passes of the policy, once the critic is warm."""
-    learner, train = run.learner, run.config.train
-    if step <= run.critic_warmup:
-        return UpdateStats()
-    rate = train.learning_rate * schedule(train, step=step - 1, start=run.critic_warmup)
-    set_learning_rate(learner.policy_optimizer, rate)
-
-    def loss(micro: Batch, whole: Batch, epoch: int):  # type: ignore[no-untyped-def]  # update.LossFn
-        logp, entropy = learner.policy.logprobs_and_entropy(
-            micro.input_ids, micro.attention_mask, micro.mask, temperature=run.config.rollout.temperature
-        )
-        return run.algorithm.loss(logp, entropy, micro, num_tokens=whole.num_tokens)
-
-    stats = update(
-        learner.policy_optimizer,
-        batch,
-        loss,
-        epochs=train.epochs,
-        minibatch=train.minibatch,
-        microbatch=train.microbatch,
-        max_grad_norm=train.max_grad_norm,
-        seed=train.seed,
-        labels=("policy", step),
-    )
-    learner.policy_version += 1
-    return stats
 
 
 def _evaluate(run: Run, display: Display) -> None:

@@ -68,7 +68,8 @@ def reward_metrics(batch: Batch, *, kl_coef: float) -> Metrics:
     kl = 0.0
     if batch.ref_logp is not None:
         per_token = kl_estimate(batch.old_logp, batch.ref_logp, kind="k1")
-        kl = float(torch.where(batch.mask, per_token, 0.0).sum() / len(batch))
+        counted = max(int(batch.mask.any(dim=1).sum()), 1)
+        kl = float(torch.where(batch.mask, per_token, 0.0).sum() / counted)
     metrics = {
         "objective/scores": float(seen.mean()) if len(seen) else math.nan,
         "objective/scores_clean": float(clean.mean()) if len(clean) else math.nan,
@@ -194,6 +195,9 @@ def critic_update_metrics(stats: UpdateStats, *, beta: float, batch: Batch) -> M
     }
     if batch.selected_entropy is not None and batch.selected_nll is not None:
         metrics["loss/semantic_avg"] = stats.mean("semantic")
+        for kind in ("entropy", "nll"):
+            count = stats.sums[f"selected_{kind}_count"]
+            metrics[f"val/selected_{kind}"] = stats.sums[f"selected_{kind}"] / count if count else math.nan
         metrics["val/selected_entropy_frac"] = float(masked_mean(batch.selected_entropy.float(), batch.mask))
         metrics["val/selected_nll_frac"] = float(masked_mean(batch.selected_nll.float(), batch.mask))
     return metrics

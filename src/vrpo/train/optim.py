@@ -27,7 +27,7 @@ def schedule(config: TrainConfig, *, step: int, start: int = 0) -> float:
     """Factor on the peak learning rate at `step`, for a model that learns from step `start` on.
 
     warm-up: (s + 1) / warmup        for s = step - start < lr_warmup_steps
-    then     constant 1 | linear 1 - x | cosine (1 + cos(pi x)) / 2,   x = share of the rest behind us
+    then     constant 1 | linear 1 - x | cosine (1 + cos(pi x)) / 2,   x = share of the rest already made
     """
     since = step - start
     if since < config.lr_warmup_steps:

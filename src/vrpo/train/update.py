@@ -76,14 +76,14 @@ def update(
     in_a_row = 0
     for epoch in range(epochs):
         order = torch.from_numpy(stream(seed, *labels, epoch).permutation(len(batch)))
-        for number, rows in enumerate(order.split(minibatch)):
+        for rows in order.split(minibatch):
             whole = batch.select(rows.to(batch.input_ids.device))
             if whole.num_tokens == 0:
                 continue
             optimizer.zero_grad(set_to_none=True)
             sums = _accumulate(whole, loss_fn, microbatch=microbatch, epoch=epoch)
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
-            if epoch == 0 and number == 0:
+            if not stats.first:  # minibatches without tokens make no step, so the weights have not moved
                 stats.first = {name: value / whole.num_tokens for name, value in sums.items()}
             if math.isfinite(norm):
                 optimizer.step()

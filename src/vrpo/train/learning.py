@@ -1,0 +1,75 @@
+"""Stage 6 of a step: the critic's passes over the data, then the policy's."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from vrpo.algorithms.base import Sums
+from vrpo.algorithms.critic_objective import Denominators
+from vrpo.train.metrics import critic_update_metrics
+from vrpo.train.optim import schedule, set_learning_rate
+from vrpo.train.run import Run
+from vrpo.train.update import UpdateStats, update
+from vrpo.types import Batch, Metrics
+
+
+def update_critic(run: Run, batch: Batch, step: int) -> Metrics:
+    """`critic.epochs` passes of the value model over the step's data."""
+    learner, objective, section = run.learner, run.objective, run.config.critic
+    if objective is None or section is None or learner.critic is None or learner.critic_optimizer is None:
+        return {}
+    critic, train = learner.critic, run.config.train
+    learner.critic_state = objective.observe_returns(batch, learner.critic_state)
+    beta = objective.beta(learner.critic_state)
+    set_learning_rate(learner.critic_optimizer, section.learning_rate * schedule(train, step=step - 1))
+    stats = update(
+        learner.critic_optimizer,
+        batch,
+        lambda micro, whole, epoch: objective.loss(
+            critic,
+            micro,
+            denominators=Denominators.of(whole),
+            beta=beta,
+            noise_labels=(step, epoch),
+            reference_hidden=run.reference_features,
+        ),
+        epochs=section.epochs,
+        minibatch=train.minibatch,
+        microbatch=train.microbatch,
+        max_grad_norm=train.max_grad_norm,
+        seed=train.seed,
+        labels=("critic", step),
+    )
+    learner.critic_state = replace(
+        learner.critic_state, updates=learner.critic_state.updates + len(stats.grad_norms)
+    )
+    return critic_update_metrics(stats, beta=beta, batch=batch)
+
+
+def update_policy(run: Run, batch: Batch, step: int) -> UpdateStats:
+    """`train.epochs` passes of the policy, once the critic is warm."""
+    learner, train = run.learner, run.config.train
+    if step <= run.critic_warmup:
+        return UpdateStats()
+    rate = train.learning_rate * schedule(train, step=step - 1, start=run.critic_warmup)
+    set_learning_rate(learner.policy_optimizer, rate)
+
+    def loss(micro: Batch, whole: Batch, epoch: int) -> tuple[Tensor, Sums]:
+        logp, entropy = learner.policy.logprobs_and_entropy(
+            micro.input_ids, micro.attention_mask, micro.mask, temperature=run.config.rollout.temperature
+        )
+        return run.algorithm.loss(logp, entropy, micro, num_tokens=whole.num_tokens)
+
+    stats = update(
+        learner.policy_optimizer,
+        batch,
+        loss,
+        epochs=train.epochs,
+        minibatch=train.minibatch,
+        microbatch=train.microbatch,
+        max_grad_norm=train.max_grad_norm,
+        seed=train.seed,
+        labels=("policy", step),
+    )
+    learner.policy_version += bool(stats.grad_norms)
+    return stats
