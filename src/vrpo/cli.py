@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -14,12 +14,15 @@ from vrpo.errors import INPUT_ERRORS, ConfigError, VrpoError
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
+    no_args_is_help=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help=__doc__,
 )
 console = Console(highlight=False)
+
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+"""Base of typer's errors about the command line itself, which it exports under no name of its own."""
 
 ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file, or a recipe folder with a config.yaml.")
@@ -118,9 +121,12 @@ def study_command(
     from vrpo.study.results import collect, summary, table
     from vrpo.study.runner import run_cells
     from vrpo.train.folder import RunFolder
+    from vrpo.train.preflight import check_files
 
     started = time.perf_counter()
     settings, cells = read_study(study, set_ or [])
+    for cell in cells:
+        check_files(cell.config)
     run_cells(cells, out, jobs=settings.jobs, console=console)
     rows = collect(cells, out)
     RunFolder(out).write_json("summary.json", summary(rows, seconds=time.perf_counter() - started))
@@ -179,7 +185,7 @@ def explain_command(
     ],
 ) -> None:
     """What a setting takes, or how a metric is computed and read."""
-    from vrpo.config.describe import describe
+    from vrpo.config.describe import all_keys, describe
     from vrpo.train.catalogue import explain_metric
 
     found = explain_metric(name)
@@ -191,7 +197,7 @@ def explain_command(
         )
         return
     key = ".".join(part for part in name.split(".") if not part.isdigit())
-    docs = describe(key)
+    docs = describe(key) or [doc for doc in all_keys() if doc.key.startswith(f"{key}.")]
     if not docs:
         raise ConfigError(f"{name!r} is neither a setting nor a metric{_nearest_name(name)}")
     for entry in docs:
@@ -210,16 +216,22 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one progress bar is ours
 
     try:
-        app(args=arguments, standalone_mode=True)
+        status = app(args=arguments, standalone_mode=False)
+    except USAGE_ERROR as error:
+        _fail(f"{error.format_message()}; `vrpo --help` lists what there is", 2)
+    except typer.Abort:
+        _fail("interrupted", 130)
     except INPUT_ERRORS as error:
         _fail(str(error), 2)
     except VrpoError as error:
         _fail(str(error), 1)
     except Stopped as stopped:
         _fail(str(stopped), stopped.exit_code)
+    else:
+        raise SystemExit(status or 0)
 
 
-def _fail(message: str, status: int) -> None:
+def _fail(message: str, status: int) -> NoReturn:
     print(f"vrpo: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(status)
 

@@ -245,7 +245,7 @@ def test_trainer_takes_functions_rows_and_model_objects(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "part"),
     [
-        ({"reward_weights": [1.0, 2.0]}, "2 reward_weights for 1"),
+        ({"reward_weights": [1.0, 2.0]}, r"reward_weights=\[1\.0, 2\.0\] for 1"),
         ({"config": Config(task={"type": "arithmetic"})}, "remove `task`"),
         ({"train_dataset": []}, "rows"),
         ({"train_dataset": [{"question": "?"}] * 4}, "prompt"),

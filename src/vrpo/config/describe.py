@@ -48,6 +48,18 @@ def all_keys(schema: type[BaseModel] = Config, prefix: str = "") -> list[KeyDoc]
         )
         if not inside or field.description:
             found.append(doc)
+        if len(inside) > 1:
+            kinds = " | ".join(_tag(section) for section in inside)
+            found.append(
+                KeyDoc(
+                    key=f"{prefix}{name}.type",
+                    section="",
+                    type=kinds.replace(" or ", " | "),
+                    default=_default_type(field),
+                    bounds="",
+                    doc=f"Which kind of `{prefix}{name}`; the other keys depend on it.",
+                )
+            )
         for section in inside:
             found += all_keys(section, f"{prefix}{name}.")
     return found
@@ -61,6 +73,11 @@ def _tag(section: type[BaseModel]) -> str:
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     return str(value.model_dump(mode="json")) if isinstance(value, BaseModel) else repr(value)
+
+
+def _default_type(field: FieldInfo) -> str:
+    value = None if field.is_required() else field.get_default(call_default_factory=True)
+    return repr(value.model_dump()["type"]) if isinstance(value, BaseModel) else "required"
 
 
 def _bounds(field: FieldInfo) -> str:

@@ -2,13 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from vrpo.config.base import Strict
 from vrpo.config.learning import AlgorithmConfig, CriticConfig, GrpoConfig, PpoConfig
+from vrpo.config.load import explain_validation
 from vrpo.config.presets import with_preset
 from vrpo.config.rewards import RewardsConfig
 from vrpo.config.tasks import TaskConfig
+from vrpo.errors import ConfigError
 
 
 class LoraConfig(Strict):
@@ -105,6 +107,13 @@ class Config(Strict):
     critic: CriticConfig | None = None
     """null for algorithms without a critic."""
     train: TrainConfig = TrainConfig()
+
+    def __init__(self, **data: Any) -> None:
+        """Validate; like a file's, a mistake is a one-line ConfigError."""
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise ConfigError(explain_validation(type(self), error)) from error
 
     @model_validator(mode="before")
     @classmethod

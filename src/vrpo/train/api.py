@@ -87,23 +87,23 @@ class Trainer:
         reward_weights: Sequence[float] | None = None,
         output_dir: str | Path = "runs/vrpo",
     ) -> None:
-        config = config or Config()
-        functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
-        weights = [1.0] * len(functions) if reward_weights is None else list(reward_weights)
+        config = Config() if config is None else config
+        functions = [reward_funcs] if callable(reward_funcs) else reward_funcs
+        weights = [1.0] * len(functions) if reward_weights is None else reward_weights
         _check_arguments(config, functions, weights)
-        settings = config.model or ModelConfig(path=model if isinstance(model, str) else model.name_or_path)
+        name = model if isinstance(model, str) else str(getattr(model, "name_or_path", type(model).__name__))
+        settings = config.model or ModelConfig(path=name)
+        seed = config.train.seed
         if isinstance(model, str):
             settings = settings.model_copy(update={"path": model})
-            tokenizer = processing_class or load_tokenizer(settings)
-            policy = load_policy(settings, seed=config.train.seed)
+            policy = load_policy(settings, seed=seed, tokenizer=processing_class)
         else:
-            tokenizer = processing_class or load_tokenizer(settings)
-            policy = policy_from_model(model, tokenizer, config=settings, seed=config.train.seed)
+            tokenizer = load_tokenizer(settings) if processing_class is None else processing_class
+            policy = policy_from_model(model, tokenizer, config=settings, seed=seed)
         self.config = config.model_copy(update={"model": settings})
         self._ingredients = Ingredients(
             policy=policy,
-            tokenizer=tokenizer,
-            task=task_from_rows(train_dataset, eval_dataset, tokenizer),
+            task=task_from_rows(train_dataset, eval_dataset, policy.tokenizer),
             functions=[named(f, weight=w) for f, w in zip(functions, weights, strict=True)],
         )
         self._out = Path(output_dir)
@@ -142,12 +142,19 @@ class Trainer:
         self._ingredients.policy.save_pretrained(Path(folder))
 
 
-def _check_arguments(
-    config: Config, functions: Sequence[Callable[..., Any]], weights: Sequence[float]
-) -> None:
-    if len(weights) != len(functions):
+def _check_arguments(config: object, functions: object, weights: object) -> None:
+    """Raise ConfigError for what a signature does not catch."""
+    if not isinstance(config, Config):
         raise ConfigError(
-            f"{len(weights)} reward_weights for {len(functions)} reward_funcs; give one weight for each function"
+            f"config={config!r:.60} is no vrpo.Config; pass vrpo.Config(...), or use vrpo.train for a file"
+        )
+    if not isinstance(functions, Sequence) or not functions or not all(map(callable, functions)):
+        raise ConfigError(
+            f"reward_funcs={functions!r:.60} holds no functions; pass one function or a list of them"
+        )
+    if not isinstance(weights, Sequence) or len(weights) != len(functions):
+        raise ConfigError(
+            f"reward_weights={weights!r:.60} for {len(functions)} reward_funcs; give a list of one weight each"
         )
     if config.task is not None or config.rewards.functions:
         name = "task" if config.task is not None else "rewards.functions"

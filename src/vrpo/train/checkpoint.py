@@ -115,7 +115,13 @@ def verify(path: Path) -> None:
         raise CheckpointError(
             f"{path} has no manifest.json, so it is not a complete checkpoint; use another step"
         )
-    for name, digest in json.loads(manifest_path.read_text()).items():
+    try:
+        manifest = dict(json.loads(manifest_path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{manifest_path} cannot be read; the checkpoint is damaged, use another step"
+        ) from error
+    for name, digest in manifest.items():
         if not (path / name).is_file():
             raise CheckpointError(f"{path} lacks {name}; the checkpoint is damaged, use another step")
         if _sha256(path / name) != digest:
@@ -126,8 +132,10 @@ def verify(path: Path) -> None:
 
 def steps_in(checkpoints: Path) -> list[int]:
     """Steps with a complete checkpoint, ascending."""
-    found = [p for p in checkpoints.glob("step-*") if (p / "manifest.json").is_file()]
-    return sorted(int(p.name.removeprefix("step-")) for p in found)
+    whole = [
+        p.name.removeprefix("step-") for p in checkpoints.glob("step-*") if (p / "manifest.json").is_file()
+    ]
+    return sorted(int(step) for step in whole if step.isdigit())
 
 
 def latest(checkpoints: Path) -> Path | None:

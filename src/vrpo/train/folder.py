@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import yaml
 
+from vrpo.config import read_yaml
 from vrpo.errors import CheckpointError
 from vrpo.types import EvalResult, ScoredRollout
 
@@ -52,11 +53,20 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.path} already holds a run; add --resume to continue it, or choose another --out"
             )
-        if saved.exists():
-            _check_same_run(
-                yaml.safe_load(saved.read_text(encoding="utf-8")), yaml.safe_load(config_yaml), self.path
+        if resume and not saved.exists():
+            raise CheckpointError(
+                f"{self.path} holds no run to go on with; leave out --resume, or correct --out"
             )
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        if resume:
+            _check_same_run(read_yaml(saved), yaml.safe_load(config_yaml), self.path)
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot make the run folder {self.path}: {error.strerror}; choose another --out"
+            ) from error
+        for path in (self.metrics, self.rollouts, self.evaluations):
+            path.touch()
         self.write("config.yaml", config_yaml)
         self.write_json("environment.json", environment())
 
@@ -112,9 +122,17 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     if not path.exists():
         return
     with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line), line
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                record = json.loads(line)
+                record["step"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise CheckpointError(
+                    f"line {number} of {path} is damaged; remove that line, or start the run again in another --out"
+                ) from error
+            yield record, line
 
 
 def replace_file(path: Path, text: str) -> None:

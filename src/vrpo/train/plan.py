@@ -41,18 +41,20 @@ def read_shape(config: Config, model_config: Path | None) -> ModelShape:
     """The model's shape from its config.json, without its weights.
 
     Raises:
-        ModelError: the config.json cannot be read.
+        ModelError: the config.json cannot be read, or is of no causal language model with attention.
     """
-    source = str(model_config) if model_config else resolve_path(config.model.path if config.model else "")
+    if model_config is None and config.model is None:
+        raise ModelError("the configuration names no model; add model.path, or give --model-config FILE")
+    source = str(model_config) if model_config or config.model is None else resolve_path(config.model.path)
     try:
-        hf: Any = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
+        hf: Any = AutoConfig.from_pretrained(source).get_text_config()
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(hf)
+        heads = hf.num_attention_heads
+    except (OSError, ValueError, AttributeError) as error:
         raise ModelError(
-            f"cannot read the model configuration at {source} ({str(error).splitlines()[0]}); give --model-config FILE"
+            f"{source} does not describe an attention language model ({str(error).splitlines()[0]}); give --model-config FILE"
         ) from error
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(hf)
-    heads = hf.num_attention_heads
     kv_heads = getattr(hf, "num_key_value_heads", None) or heads
     head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // heads
     return ModelShape(

@@ -41,7 +41,7 @@ def majority_labels(
             f"noise type majority votes on every training prompt, and there are {task.train_size:,}; "
             f"set task.size to at most {MAX_PROMPTS:,}"
         )
-    extract = answer_extractor(config.functions[0])
+    extract = answer_extractor(config.functions[0]) if config.functions else str.strip
     labels: dict[str, str | None] = {}
     prompts = task.train_prompts()
     while block := list(islice(prompts, PROMPTS_AT_ONCE)):

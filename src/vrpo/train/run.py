@@ -10,7 +10,7 @@ from vrpo.algorithms import Algorithm, build_algorithm
 from vrpo.algorithms.critic_objective import CriticObjective, CriticState
 from vrpo.config import Config, to_yaml
 from vrpo.errors import CheckpointError, ConfigError
-from vrpo.models import Critic, Policy, Reference, load_policy, load_tokenizer
+from vrpo.models import Critic, Policy, Reference, load_policy
 from vrpo.rewards import NamedFunction, RewardPipeline, build_rewards
 from vrpo.rollout import Engine, TorchEngine
 from vrpo.tasks import Task, build_task
@@ -65,7 +65,6 @@ class Ingredients:
     """What a run is made from besides its configuration. From Python these may be the user's own objects."""
 
     policy: Policy
-    tokenizer: object
     task: Task
     functions: Sequence[NamedFunction] = ()
     """Reward functions besides those of the configuration."""
@@ -88,11 +87,8 @@ def load_ingredients(config: Config) -> Ingredients:
             if not there
         ]
         raise ConfigError(f"{lacking[0]} is required; add it to the configuration")
-    tokenizer = load_tokenizer(config.model)
-    task = build_task(config.task, tokenizer)
-    return Ingredients(
-        policy=load_policy(config.model, seed=config.train.seed), tokenizer=tokenizer, task=task
-    )
+    policy = load_policy(config.model, seed=config.train.seed)
+    return Ingredients(policy=policy, task=build_task(config.task, policy.tokenizer))
 
 
 def build_run(config: Config, ingredients: Ingredients, *, out: Path, resume: bool) -> Run:
@@ -103,7 +99,7 @@ def build_run(config: Config, ingredients: Ingredients, *, out: Path, resume: bo
     """
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    policy, task, tokenizer = ingredients.policy, ingredients.task, ingredients.tokenizer
+    policy, task = ingredients.policy, ingredients.task
     labels: dict[str, str | None] = {}  # filled below: the vote needs a run folder, which needs a sound run
     rewards = build_rewards(
         config.rewards,
@@ -114,7 +110,7 @@ def build_run(config: Config, ingredients: Ingredients, *, out: Path, resume: bo
     )
     check_fit(task, policy, rewards, max_completion_length=config.rollout.max_completion_length)
     algorithm = build_algorithm(config.algorithm)
-    engine = TorchEngine(policy, tokenizer, config.rollout, seed=config.train.seed)
+    engine = TorchEngine(policy, policy.tokenizer, config.rollout, seed=config.train.seed)
     critic, objective = _build_critic(config, policy, algorithm)
     uses_reference = algorithm.uses_reference or (objective is not None and objective.uses_reference)
     reference = policy.reference() if uses_reference else None

@@ -20,9 +20,6 @@ from vrpo.rng import stream
 from vrpo.train.optim import parameters_of
 from vrpo.types import Batch
 
-MAX_SKIPPED_IN_A_ROW = 10
-"""Optimizer steps skipped in a row for a non-finite gradient before the run stops."""
-
 LossFn = Callable[[Batch, Batch, int], tuple[Tensor, Sums]]
 """(micro-batch, its minibatch, pass over the data) -> its share of the loss, sums over its tokens."""
 
@@ -69,11 +66,10 @@ def update(
     step. A gradient that is not finite makes no step either and is counted.
 
     Raises:
-        NumericsError: ten optimizer steps in a row had a gradient that was not finite.
+        NumericsError: no gradient of the whole batch was finite.
     """
     stats = UpdateStats()
     parameters = list(parameters_of(optimizer))
-    in_a_row = 0
     for epoch in range(epochs):
         order = torch.from_numpy(stream(seed, *labels, epoch).permutation(len(batch)))
         for rows in order.split(minibatch):
@@ -87,19 +83,17 @@ def update(
                 stats.first = {name: value / whole.num_tokens for name, value in sums.items()}
             if math.isfinite(norm):
                 optimizer.step()
-                in_a_row = 0
                 stats.grad_norms.append(norm)
                 stats.tokens += whole.num_tokens
                 for name, value in sums.items():
                     stats.sums[name] += value
             else:
                 stats.skipped += 1
-                in_a_row += 1
-                if in_a_row == MAX_SKIPPED_IN_A_ROW:
-                    raise NumericsError(
-                        f"the gradient of the {labels[0]} was not finite in {in_a_row} optimizer steps in a row; "
-                        "lower the learning rate, or look for extreme rewards in rollouts.jsonl"
-                    )
+    if stats.skipped and not stats.grad_norms:
+        raise NumericsError(
+            f"no gradient of the {labels[0]} in this step was finite ({stats.skipped} optimizer steps skipped); lower its "
+            "learning rate, or look for extreme rewards in rollouts.jsonl"
+        )
     optimizer.zero_grad(set_to_none=True)
     return stats
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vrpo.algorithms.critic_objective import CriticObjective, CriticState, value_feature_uncertainty
+from vrpo.errors import NumericsError
 from vrpo.models.critic import Critic
 from vrpo.models.policy import Reference
 from vrpo.train.update import split
@@ -47,6 +48,7 @@ def evaluate_batch(
         if critic is not None:
             hidden = critic.hidden(micro.input_ids, micro.attention_mask)
             values = critic.values_of(hidden)
+            _check_finite(values, micro)
             pieces.put("values", rows, values[:, :-1], batch.old_logp)
             last = micro.attention_mask.sum(dim=1) - 1
             bootstrap[rows] = values.gather(1, last[:, None]).squeeze(1)
@@ -62,6 +64,17 @@ def evaluate_batch(
     if objective is not None and "entropy" in columns:
         batch, state = objective.select(columns["entropy"], columns["nll"], batch, state)
     return batch, state
+
+
+def _check_finite(values: Tensor, micro: Batch) -> None:
+    """Raise NumericsError when the critic's values are not numbers any more."""
+    bad = ~values.isfinite() & micro.attention_mask
+    if bool(bad.any()):
+        row = int(bad.any(dim=1).nonzero()[0])
+        raise NumericsError(
+            f"the critic's value of sample {micro.sample_ids[row]} is not finite; lower critic.learning_rate and go on "
+            "from the last checkpoint with --resume"
+        )
 
 
 def _read_reference(
