@@ -42,7 +42,7 @@ STUDY = {
 def write(tmp_path):
     def write(**changes) -> Path:
         (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
-        (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | changes))
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | changes, sort_keys=False))
         return tmp_path
 
     return write

@@ -158,7 +158,7 @@ def test_another_head_is_refused(make_policy, tmp_path):
 
 def test_another_hidden_size_is_refused(make_policy, tiny_folder, tmp_path):
     policy = make_policy("llama")
-    with pytest.raises(ModelError, match="hidden size 128, the policy's language-model head 16"):
+    with pytest.raises(ModelError, match="hidden size 96, the policy's language-model head 16"):
         Critic.from_policy(policy, FULL.model_copy(update={"path": str(tiny_folder)}), seed=0)
     folder = saved_critic(policy, tmp_path)
     settings = json.loads((folder / "value_head.json").read_text())

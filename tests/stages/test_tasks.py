@@ -190,6 +190,15 @@ def test_same_problem_has_the_same_id():
     assert len(by_id) <= 100
 
 
+def test_problems_with_spaces_are_the_same_problems():
+    plain = next(build_task(ArithmeticTask(size=1), TOKENIZER).train_prompts())
+    spaced = next(build_task(ArithmeticTask(size=1, spaces=True), TOKENIZER).train_prompts())
+    assert spaced.prompt == plain.prompt.replace("+", " + ") != plain.prompt
+    assert (spaced.prompt_id, spaced.columns) == (plain.prompt_id, plain.columns)
+    assert Problem("gcd", (12, 18)).written(spaces=True) == "gcd(12, 18)"
+    assert Problem("mul", (1, 2, 3)).written(spaces=True) == "1 * 2 * 3"
+
+
 def test_arithmetic_prompt_template_and_chat():
     config = ArithmeticTask(template="{1+1=2} 1+1=2\n{problem}=", size=3)
     prompt = next(build_task(config, TOKENIZER).train_prompts())

@@ -24,7 +24,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         found = False
     if not found:
         raise ConfigError(
-            f"no configuration file at {_short(str(path))}; give the path of a YAML file or of a folder with a config.yaml"
+            f"no configuration file at {_short(str(path), limit=300)}; give the path of a YAML file or of a folder with a config.yaml"
         )
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
@@ -223,9 +223,9 @@ _UNION_BRANCH = re.compile(r"[\w-]+\[.*\]")
 """pydantic's name for one branch of a plain union, such as `tuple[str, ...]`."""
 
 
-def _short(value: object) -> str:
+def _short(value: object, *, limit: int = 60) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _lower(message: str) -> str:

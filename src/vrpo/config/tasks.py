@@ -23,6 +23,8 @@ class ArithmeticTask(Strict):
     """Operands per problem; infix operations chain (`3+4+5=`)."""
     template: str = "{problem}="
     """The prompt; {problem} is replaced. Write examples in front of it for a few-shot prompt."""
+    spaces: bool = False
+    """Write `12 + 34` instead of `12+34`: what models trained on text have seen more of."""
     chat: bool = False
     """Wrap the prompt as one user message with the model's chat template."""
     size: int = Field(1_000_000, ge=1)

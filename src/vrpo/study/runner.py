@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -116,7 +117,7 @@ def _state(folder: Path) -> tuple[int, str]:
     return int(done), f"clean accuracy {accuracy:.3f}" if accuracy is not None else ""
 
 
-def _last_line(path: Path) -> dict[str, float]:
+def _last_line(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

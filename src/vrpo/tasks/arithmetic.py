@@ -45,6 +45,14 @@ class Problem:
             return INFIX[self.operation].join(map(str, self.operands))
         return f"{self.operation}({','.join(map(str, self.operands))})"
 
+    def written(self, *, spaces: bool) -> str:
+        """`text`, with spaces around infix signs and after commas if wanted."""
+        if not spaces:
+            return self.text
+        if self.operation in INFIX:
+            return f" {INFIX[self.operation]} ".join(map(str, self.operands))
+        return self.text.replace(",", ", ")
+
     @property
     def answer(self) -> str:
         """The result in decimal; sub and mod with three or more operands go from left to right."""
@@ -145,7 +153,7 @@ def held_out_problems(config: ArithmeticTask) -> Sequence[Problem]:
 def make_prompt(problem: Problem, split: str, config: ArithmeticTask, tokenizer: Any) -> Prompt:
     """The problem as the model reads it, with columns answer, problem, operation and source."""
     # replace, not format: examples in front of the problem may contain braces.
-    text = config.template.replace("{problem}", problem.text)
+    text = config.template.replace("{problem}", problem.written(spaces=config.spaces))
     return Prompt(
         prompt_id=f"{split}/{problem.text}",
         prompt=text,
