@@ -30,7 +30,7 @@ imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 cpu-tests: $(VENV)/.dev
-	$(BIN)/pytest -q -m "not gpu and not slow"
+	$(BIN)/pytest -q -n 2 -m "not gpu and not slow"
 
 test-slow: $(VENV)/.dev           ## minutes: SmolLM2 on real rows, if its folder is there
 	$(BIN)/pytest -q -m slow

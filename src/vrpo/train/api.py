@@ -10,7 +10,6 @@ from vrpo.errors import ConfigError
 from vrpo.models import load_policy, load_tokenizer, policy_from_model
 from vrpo.rewards import named
 from vrpo.tasks import task_from_rows
-from vrpo.train.evaluate import evaluate
 from vrpo.train.loop import train as run_loop
 from vrpo.train.progress import Display, Terminal
 from vrpo.train.run import Ingredients, Run, build_run, load_ingredients
@@ -127,15 +126,7 @@ class Trainer:
         """Clean reward of the trained model on the held-out rows."""
         if self._run is None:
             raise ConfigError("evaluate comes after train; call train first")
-        run = self._run
-        return evaluate(
-            run.engine,
-            run.rewards,
-            run.eval_prompts,
-            samples=run.config.train.eval_samples,
-            step=run.learner.step,
-            policy_version=run.learner.policy_version,
-        )
+        return self._run.evaluate()
 
     def save_model(self, folder: str | Path) -> None:
         """The policy as an ordinary Hugging Face folder."""

@@ -13,7 +13,6 @@ import time
 from vrpo.rollout import collate
 from vrpo.train import checkpoint
 from vrpo.train.clock import Clock
-from vrpo.train.evaluate import evaluate
 from vrpo.train.learning import update_critic, update_policy
 from vrpo.train.metrics import critic_metrics, policy_metrics, reward_metrics, rollout_metrics
 from vrpo.train.progress import Display
@@ -115,16 +114,7 @@ def _step(run: Run, step: int) -> Metrics:
 
 def _evaluate(run: Run, display: Display) -> None:
     """Clean accuracy of the weights as they are now."""
-    clock = Clock()
-    with clock.phase("eval"):
-        result = evaluate(
-            run.engine,
-            run.rewards,
-            run.eval_prompts,
-            samples=run.config.train.eval_samples,
-            step=run.learner.step,
-            policy_version=run.learner.policy_version,
-        )
+    result = run.evaluate()
     display.evaluation(run.learner.step, result)
     run.folder.append_evaluation(run.learner.step, result)
 

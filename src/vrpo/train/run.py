@@ -16,12 +16,13 @@ from vrpo.rollout import Engine, TorchEngine
 from vrpo.tasks import Task, build_task
 from vrpo.train import checkpoint
 from vrpo.train.checkpoint import Learner
+from vrpo.train.evaluate import evaluate
 from vrpo.train.fit import check_fit
 from vrpo.train.folder import RunFolder
 from vrpo.train.optim import adamw
 from vrpo.train.pseudo_labels import majority_labels
 from vrpo.train.values import ReferenceFeatures
-from vrpo.types import Metrics, Prompt
+from vrpo.types import EvalResult, Metrics, Prompt
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,6 +52,17 @@ class Run:
     def critic_warmup(self) -> int:
         """Steps at the start in which the policy stands still."""
         return self.config.critic.warmup_steps if self.config.critic is not None else 0
+
+    def evaluate(self) -> EvalResult:
+        """Clean accuracy of the weights as they are now on the held-out prompts."""
+        return evaluate(
+            self.engine,
+            self.rewards,
+            self.eval_prompts,
+            samples=self.config.train.eval_samples,
+            step=self.learner.step,
+            policy_version=self.learner.policy_version,
+        )
 
     def learning_rates(self) -> Metrics:
         """The rates in force."""
