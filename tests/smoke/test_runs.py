@@ -41,6 +41,19 @@ SMALL = {
     },
     "critic": {"warmup_steps": 1, "epochs": 2, "learning_rate": 5e-4},
 }
+ALWAYS_FINITE = (
+    "objective/scores",
+    "objective/scores_clean",
+    "val/explained_var",
+    "val/bottleneck_kl",
+    "val/bottleneck_beta",
+    "val/selected_entropy",
+    "val/selected_nll",
+    "val/selected_entropy_frac",
+    "loss/value_avg",
+    "loss/semantic_avg",
+    "val/grad_norm",
+)
 WALL_CLOCK = ("time/", "tokens_per_second/")
 
 
@@ -87,6 +100,8 @@ def test_a_run_leaves_everything_a_user_expects(tmp_path, algorithm):
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     undocumented = {name for record in records for name in record if explain_metric(name) is None}
     assert undocumented == set()
+    if algorithm == "vrpo":
+        assert all(record[name] is not None for record in records for name in ALWAYS_FINITE)
     assert summary["sampler_trainer_kl_max"] < 1e-6
     assert all(
         record["sampling/trainer_ratio_error"] < 1e-4 for record in records if "sampling/trainer_kl" in record

@@ -237,7 +237,9 @@ class CriticObjective:
         )
         return loss, {
             "selected_entropy": float(entropy_sum.detach()),
+            "selected_entropy_count": float(in_entropy.sum()),
             "selected_nll": float(nll_sum.detach()),
+            "selected_nll_count": float(in_nll.sum()),
         }
 
 
