@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vrpo.config import Config, SftConfig, apply_overrides, build, load, read_yaml, to_yaml
 from vrpo.config.describe import all_keys, config_page
+from vrpo.config.learning import CriticConfig, GrpoConfig, ScalarHead
 from vrpo.errors import ConfigError
 from vrpo.train.catalogue import catalogue_page
 
@@ -46,6 +47,10 @@ def message(changes: dict) -> str:
             {"rewards": {"noise": {"type": "flip", "false_positive": 0.5, "false_negative": 0.5}}},
             ["J =", "adversarial"],
         ),
+        (
+            {"rewards": {"noise": {"type": "flip", "false_positive": 0.7, "false_negative": 0.3}}},
+            ["J =", "adversarial"],
+        ),
         ({"rewards": {"noise": {"type": "adversarial", "false_positive": 0.1}}}, ["J =", "type: flip"]),
         ({"algorithm": "grpo", "critic": {}}, ["grpo has no critic"]),
         ({"algorithm": "ppo", "critic": None}, ["ppo needs a critic"]),
@@ -78,6 +83,13 @@ def test_presets_sit_under_what_the_user_wrote():
     assert (ppo.critic.head.type, ppo.critic.semantic.mode) == ("scalar", "off")
     assert build(Config, BASE | {"algorithm": {"type": "grpo"}}).critic is None
     assert Config(algorithm="vrpo") == Config()
+
+
+def test_sections_built_in_python_are_settings_on_top_of_the_preset():
+    critic = Config(critic=CriticConfig(learning_rate=1e-4)).critic
+    assert (critic.learning_rate, critic.head.type, critic.semantic.mode) == (1e-4, "bottleneck", "literal")
+    assert Config(critic=CriticConfig(head=ScalarHead())).critic.head.type == "scalar"
+    assert Config(algorithm=GrpoConfig(scale="none")).critic is None
 
 
 def test_the_saved_config_is_the_config():

@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help=__doc__,
 )
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 """Base of typer's errors about the command line itself, which it exports under no name of its own."""
@@ -63,7 +63,7 @@ def train_command(
     folder = out or Path("runs") / f"{_recipe_name(config)}-{settings.algorithm.type}-s{settings.train.seed}"
     summary = train(settings, out=folder, resume=resume)
     _print_accuracy(summary)
-    console.print(f"run folder: {folder}")
+    console.print(f"run folder: {folder}", markup=False)
 
 
 @app.command("eval")
@@ -102,7 +102,7 @@ def sft_command(
 
     settings = load(SftConfig, config, set_ or [])
     sft(settings, out=out, console=console)
-    console.print(f"model folder: {out}")
+    console.print(f"model folder: {out}", markup=False)
 
 
 @app.command("study")
@@ -114,6 +114,7 @@ def study_command(
     set_: Overrides = None,
 ) -> None:
     """Run methods x noise x seeds; print one table and draw one figure. Finished cells are not run again."""
+    import signal
     import time
 
     from vrpo.study.config import read_study
@@ -124,6 +125,9 @@ def study_command(
     from vrpo.train.preflight import check_files
 
     started = time.perf_counter()
+    signal.signal(
+        signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum)
+    )  # so that the cells are ended too
     settings, cells = read_study(study, set_ or [])
     for cell in cells:
         check_files(cell.config)
@@ -132,7 +136,7 @@ def study_command(
     RunFolder(out).write_json("summary.json", summary(rows, seconds=time.perf_counter() - started))
     learning_curves(cells, out, out / "curves.png")
     console.print(table(rows))
-    console.print(f"figure: {out / 'curves.png'}   numbers: {out / 'summary.json'}")
+    console.print(f"figure: {out / 'curves.png'}   numbers: {out / 'summary.json'}", markup=False)
 
 
 @app.command("plan")

@@ -411,6 +411,29 @@ def test_resuming_with_other_settings_is_refused_but_more_steps_are_welcome(tmp_
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 
+def test_only_the_newest_checkpoints_are_kept_and_step_0_is_evaluated_once(tmp_path):
+    run(small(algorithm="grpo", train={"steps": 0}), tmp_path / "run")
+    assert checkpoint.steps_in(tmp_path / "run" / "checkpoints") == [0]
+    config = small(algorithm="grpo", train={"checkpoint_every": 1, "keep_checkpoints": 2})
+    run(config, tmp_path / "run", resume=True)
+    assert checkpoint.steps_in(tmp_path / "run" / "checkpoints") == [3, 4]
+    evaluated = [
+        json.loads(line)["step"] for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()
+    ]
+    assert evaluated == [0, 2, 4]
+
+
+def test_the_policy_stands_still_while_the_critic_warms_up(tmp_path):
+    run(small(train={"checkpoint_every": 1, "keep_checkpoints": None}), tmp_path / "run")
+    rates = [record["lr"] for record in lines(tmp_path / "run")]
+    assert rates[0] == 0.0 and rates[1] > 0.0
+    first, second = (weights(tmp_path / "run", step) for step in (1, 2))
+    initial = AutoModelForCausalLM.from_pretrained(ROOT / "src" / "vrpo" / "assets" / "tiny").state_dict()
+    name = "policy/model.safetensors:model.embed_tokens.weight"
+    assert torch.equal(first[name], initial["model.embed_tokens.weight"])
+    assert not torch.equal(second[name], first[name])
+
+
 def test_damaged_checkpoints_are_refused_by_name(tmp_path):
     run(small(train={"steps": 2}, algorithm="grpo"), tmp_path / "run")
     newest = checkpoint.latest(tmp_path / "run" / "checkpoints")

@@ -57,6 +57,13 @@ def test_cells_are_the_grid_with_settings_on_top_of_the_base(write):
     assert slug("30 % of rewards") == "30-of-rewards" and slug("%") == "none"
 
 
+def test_a_seed_override_may_not_make_all_seeds_the_same(write):
+    with pytest.raises(ConfigError, match=r"train\.seed=5"):
+        read_study(write(), ["train.seed=5"])
+    _, cells = read_study(write(seeds=[0]), ["train.seed=5"])
+    assert {(c.seed, c.config.train.seed, c.folder[-3:]) for c in cells} == {(5, 5, "_s5")}
+
+
 @pytest.mark.parametrize(
     ("changes", "part"),
     [

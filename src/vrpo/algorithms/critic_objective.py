@@ -91,8 +91,12 @@ class CriticObjective:
     @property
     def uses_reference(self) -> bool:
         """Whether the frozen reference model takes part in the semantic losses."""
-        semantic = self.config.semantic
-        return semantic.mode == "kl_ref" or (semantic.mode != "off" and semantic.selector == "reference")
+        return self.config.semantic.mode == "kl_ref" or self.selects_by_reference
+
+    @property
+    def selects_by_reference(self) -> bool:
+        """Whether the frozen language model's entropy and perplexity choose the tokens."""
+        return self.config.semantic.mode != "off" and self.config.semantic.selector == "reference"
 
     @property
     def selects_by_value(self) -> bool:
@@ -127,6 +131,10 @@ class CriticObjective:
         then on: no gradient flows through it and the denominators do not depend on how the step is split.
         """
         semantic = self.config.semantic
+        if (
+            batch.num_tokens == 0
+        ):  # every reward of the step is missing: nothing to choose from, nothing learned
+            return batch.with_(selected_entropy=batch.mask, selected_nll=batch.mask), state
         quantiles = [quantile_threshold(x, batch.mask, fraction=semantic.fraction) for x in (entropy, nll)]
         used = [
             now if before is None else before

@@ -6,6 +6,8 @@ A preset is merged *under* the user's settings: whatever the user wrote wins, an
 
 from typing import Any
 
+from pydantic import BaseModel
+
 PRESETS: dict[str, dict[str, Any]] = {
     "ppo": {"critic": {}},
     "vrpo": {"critic": {"head": {"type": "bottleneck"}, "semantic": {"mode": "literal"}}},
@@ -26,6 +28,14 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _as_settings(value: Any) -> Any:
+    """A section built in Python as the mapping its user wrote: what was set, and its type."""
+    if not isinstance(value, BaseModel):
+        return value
+    names = value.model_fields_set | ({"type"} & set(type(value).model_fields))
+    return {name: _as_settings(getattr(value, name)) for name in names}
+
+
 def with_preset(data: dict[str, Any]) -> dict[str, Any]:
     """The raw configuration with the preset of its algorithm underneath."""
     algorithm = data.get("algorithm", "vrpo")
@@ -33,5 +43,6 @@ def with_preset(data: dict[str, Any]) -> dict[str, Any]:
         algorithm = {"type": algorithm}
     elif isinstance(algorithm, dict):
         algorithm = {"type": "vrpo", **algorithm}
+    data = {key: _as_settings(value) for key, value in data.items()}
     name = algorithm["type"] if isinstance(algorithm, dict) else getattr(algorithm, "type", None)
     return merge(PRESETS.get(str(name), {}), {**data, "algorithm": algorithm})

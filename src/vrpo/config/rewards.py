@@ -58,6 +58,10 @@ RewardFunctionConfig = Annotated[
 ]
 
 
+NO_INFORMATION = 1e-12
+"""J up to this counts as 0: 1 - 0.7 - 0.3 is 6e-17 in floating point."""
+
+
 class FlipRates(Strict):
     """Rates of a binary channel: r in {0, 1} is seen as r~."""
 
@@ -75,7 +79,7 @@ class FlipRates(Strict):
 class _InformativeRates(FlipRates):
     @model_validator(mode="after")
     def _must_inform(self) -> "_InformativeRates":
-        if self.informativeness <= 0:
+        if self.informativeness <= NO_INFORMATION:
             raise ValueError(
                 f"J = 1 - {self.false_positive} - {self.false_negative} = {self.informativeness:.2g} <= 0, nothing can be "
                 "learned from this reward; lower the rates, or say `type: adversarial` if that is the experiment"
@@ -168,7 +172,7 @@ class AdversarialNoise(FlipRates):
 
     @model_validator(mode="after")
     def _must_not_inform(self) -> "AdversarialNoise":
-        if self.informativeness > 1e-12:
+        if self.informativeness > NO_INFORMATION:
             raise ValueError(
                 f"J = {self.informativeness:.2g} > 0 can be learned from; use `type: flip` for it"
             )

@@ -91,6 +91,8 @@ class TrainConfig(Strict):
     """Sampled completions per evaluation prompt, beside the greedy one."""
     checkpoint_every: int = Field(50, ge=0)
     """Steps between checkpoints; 0: only at the end."""
+    keep_checkpoints: int | None = Field(3, ge=1)
+    """Newest checkpoints that are kept; older ones are deleted. null: all."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of torch. null: leave them as they are."""
 

@@ -71,12 +71,18 @@ def _cells(study: StudyConfig, base: dict[str, Any], overrides: list[str]) -> It
             for seed in study.seeds:
                 data = merge(merge(base, method_settings), noise_settings)
                 data = apply_overrides(merge(data, {"train": {"seed": seed}}), overrides)
+                config = build(Config, data)
+                if config.train.seed != seed and len(study.seeds) > 1:
+                    raise ConfigError(
+                        f"train.seed={config.train.seed} would give all {len(study.seeds)} seeds of the study the same runs; "
+                        "set the study's `seeds` instead"
+                    )
                 yield Cell(
                     method=method,
                     noise=noise,
-                    seed=seed,
-                    folder=f"{slug(method)}_{slug(noise)}_s{seed}",
-                    config=build(Config, data),
+                    seed=config.train.seed,
+                    folder=f"{slug(method)}_{slug(noise)}_s{config.train.seed}",
+                    config=config,
                 )
 
 

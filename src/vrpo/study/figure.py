@@ -1,6 +1,7 @@
 """Clean accuracy against steps: one panel per noise, one line per method, a band over seeds."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -23,7 +24,7 @@ def learning_curves(cells: Sequence[Cell], out: Path, path: Path) -> None:
         FigureCanvasAgg(figure)
         panels = np.atleast_1d(figure.subplots(1, len(noises), sharey=True))
         for panel, noise in zip(panels, noises, strict=True):
-            for method, colour in zip(methods, COLOURS, strict=False):
+            for method, colour in zip(methods, cycle(COLOURS), strict=False):
                 runs = [c for c in cells if c.noise == noise and c.method == method]
                 steps, accuracy = _curves(runs, out)
                 panel.plot(

@@ -91,16 +91,19 @@ def table(rows: Sequence[Row]) -> Table:
     before, final, best: held-out clean accuracy, greedy. seen, clean: mean reward of training samples over the
     last steps, with and without the noise. EV: the critic's explained variance of seen returns and clean outcomes.
     """
+    noises = list(dict.fromkeys(row.noise for row in rows))
     result = Table(
+        title=noises[0] if len(noises) == 1 else None,
         caption="before, final, best: held-out clean accuracy, greedy. seen, clean: mean reward of the last training "
-        "samples with and without noise. EV: explained variance of the critic before its update."
+        "samples with and without noise. EV: explained variance of the critic before its update.",
     )
-    for heading in ("noise", "method"):
+    for heading in ("noise", "method") if len(noises) > 1 else ("method",):
         result.add_column(heading, no_wrap=True)
     for heading in COLUMNS:
-        result.add_column(heading, justify="right")
+        result.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        result.add_row(row.noise, row.method, *(_cell(row, name) for name in COLUMNS.values()))
+        names = (row.noise, row.method) if len(noises) > 1 else (row.method,)
+        result.add_row(*names, *(_cell(row, name) for name in COLUMNS.values()))
     return result
 
 

@@ -90,6 +90,7 @@ class Trainer:
         functions = [reward_funcs] if callable(reward_funcs) else reward_funcs
         weights = [1.0] * len(functions) if reward_weights is None else reward_weights
         _check_arguments(config, functions, weights)
+        model = str(model) if isinstance(model, Path) else model
         name = model if isinstance(model, str) else str(getattr(model, "name_or_path", type(model).__name__))
         settings = config.model or ModelConfig(path=name)
         seed = config.train.seed

@@ -49,8 +49,8 @@ class Learner:
     """Steps in which the policy's weights moved."""
 
 
-def save(checkpoints: Path, learner: Learner) -> Path:
-    """Write `step-N` and return its path; an older folder of the same name is replaced."""
+def save(checkpoints: Path, learner: Learner, *, keep: int | None) -> Path:
+    """Write `step-N` and return its path; then delete all but the newest `keep` (None: delete none)."""
     target = checkpoints / f"step-{learner.step}"
     temporary = checkpoints / f".writing-step-{learner.step}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -74,6 +74,8 @@ def save(checkpoints: Path, learner: Learner) -> Path:
     replace_file(temporary / "manifest.json", json.dumps(manifest, indent=2))
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
+    for step in [] if keep is None else steps_in(checkpoints)[:-keep]:
+        shutil.rmtree(checkpoints / f"step-{step}")
     return target
 
 
@@ -113,20 +115,22 @@ def verify(path: Path) -> None:
     manifest_path = path / "manifest.json"
     if not manifest_path.is_file():
         raise CheckpointError(
-            f"{path} has no manifest.json, so it is not a complete checkpoint; use another step"
+            f"{path} has no manifest.json, so it is not a complete checkpoint; remove its folder to go on from an older one"
         )
     try:
         manifest = dict(json.loads(manifest_path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{manifest_path} cannot be read; the checkpoint is damaged, use another step"
+            f"{manifest_path} cannot be read; the checkpoint is damaged, remove its folder to go on from an older one"
         ) from error
     for name, digest in manifest.items():
         if not (path / name).is_file():
-            raise CheckpointError(f"{path} lacks {name}; the checkpoint is damaged, use another step")
+            raise CheckpointError(
+                f"{path} lacks {name}; the checkpoint is damaged, remove its folder to go on from an older one"
+            )
         if _sha256(path / name) != digest:
             raise CheckpointError(
-                f"{path / name} differs from its manifest; the checkpoint is damaged, use another step"
+                f"{path / name} differs from its manifest; the checkpoint is damaged, remove its folder to go on from an older one"
             )
 
 

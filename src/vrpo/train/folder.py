@@ -31,9 +31,21 @@ ROLLOUTS_KEPT = 8
 
 MAY_CHANGE = frozenset(
     f"train.{key}"
-    for key in ("steps", "eval_every", "eval_prompts", "eval_samples", "checkpoint_every", "threads")
-) | {"model.device"}
-"""Settings a resumed run may have otherwise than before; any other change would make it another run."""
+    for key in (
+        "steps",
+        "eval_every",
+        "eval_prompts",
+        "eval_samples",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "microbatch",
+        "threads",
+    )
+) | {"model.device", "rollout.batch_size"}
+"""Settings a resumed run may have otherwise than before; any other change would make it another run.
+
+`train.steps` stretches what is a share of the run from there on: decaying learning rates and beta's warm-up.
+"""
 
 
 class RunFolder:

@@ -50,6 +50,7 @@ def update_policy(run: Run, batch: Batch, step: int) -> UpdateStats:
     """`train.epochs` passes of the policy, once the critic is warm."""
     learner, train = run.learner, run.config.train
     if step <= run.critic_warmup:
+        set_learning_rate(learner.policy_optimizer, 0.0)
         return UpdateStats()
     rate = train.learning_rate * schedule(train, step=step - 1, start=run.critic_warmup)
     set_learning_rate(learner.policy_optimizer, rate)

@@ -31,26 +31,28 @@ def train(run: Run, display: Display) -> dict[str, object]:
     """
     config, learner = run.config.train, run.learner
     started = time.perf_counter()
-    display.start(run.name, first=learner.step, steps=config.steps)
-    with stop_requested() as stop:
-        if learner.step == 0:
-            _evaluate(run, display)
-        while learner.step < config.steps and stop.signal is None:
-            step = learner.step + 1
-            metrics = _step(run, step)
-            learner.step = step
-            run.folder.append(run.folder.metrics, {"step": step, **metrics})
-            display.step(step, metrics)
-            if step == config.steps or _due(step, config.eval_every):
+    display.start(run.name, first=learner.step, steps=config.steps, note=run.task.describe())
+    try:
+        with stop_requested() as stop:
+            if not run.folder.read_evaluations():
                 _evaluate(run, display)
-            if _due(step, config.checkpoint_every):
-                checkpoint.save(run.folder.checkpoints, learner)
-        if learner.step not in checkpoint.steps_in(run.folder.checkpoints):
-            checkpoint.save(run.folder.checkpoints, learner)
-        stop.leave_if_asked(run.folder.path)
+            while learner.step < config.steps and stop.signal is None:
+                step = learner.step + 1
+                metrics = _step(run, step)
+                learner.step = step
+                run.folder.append(run.folder.metrics, {"step": step, **metrics})
+                display.step(step, metrics)
+                if step == config.steps or _due(step, config.eval_every):
+                    _evaluate(run, display)
+                if _due(step, config.checkpoint_every):
+                    checkpoint.save(run.folder.checkpoints, learner, keep=config.keep_checkpoints)
+            if learner.step not in checkpoint.steps_in(run.folder.checkpoints):
+                checkpoint.save(run.folder.checkpoints, learner, keep=config.keep_checkpoints)
+            stop.leave_if_asked(run.folder.path)
+    finally:
+        display.finish()
     summary = summarise(run.folder, run.config, seconds=time.perf_counter() - started)
     run.folder.write_json("summary.json", summary)
-    display.finish()
     return summary
 
 
@@ -80,7 +82,7 @@ def _step(run: Run, step: int) -> Metrics:
     with clock.phase("values"):
         batch, run.learner.critic_state = evaluate_batch(
             batch,
-            reference=run.reference,
+            reference=run.reference if run.reads_reference else None,
             critic=run.learner.critic,
             objective=run.objective,
             state=run.learner.critic_state,

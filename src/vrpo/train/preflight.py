@@ -19,9 +19,10 @@ def check_files(config: Config) -> None:
     if config.model is None or config.task is None or not config.rewards.functions:
         lacking = "model" if config.model is None else "task" if config.task is None else "rewards.functions"
         raise ConfigError(f"{lacking} is required; add it to the configuration")
-    path = config.model.path
-    if looks_local(path) and not Path(path).expanduser().is_dir():
-        raise ModelError(f"model.path={path!r}: there is no such folder; give a model folder or a hub name")
+    critic_path = config.critic.path if config.critic is not None else None
+    for key, path in (("model.path", config.model.path), ("critic.path", critic_path)):
+        if path is not None and looks_local(path) and not Path(path).expanduser().is_dir():
+            raise ModelError(f"{key}={path!r}: there is no such folder; give a model folder or a hub name")
     for function in config.rewards.functions:
         if isinstance(function, FunctionReward) and not Path(function.file).is_file():
             raise ConfigError(
@@ -29,7 +30,11 @@ def check_files(config: Config) -> None:
             )
     if isinstance(config.task, DataTask):
         for key, name in (("task.data", config.task.data), ("task.eval_data", config.task.eval_data)):
-            if name is not None and name.endswith(DATA_SUFFIXES) and not Path(name).expanduser().is_file():
+            if (
+                name is not None
+                and name.lower().endswith(DATA_SUFFIXES)
+                and not Path(name).expanduser().is_file()
+            ):
                 raise DataError(
                     f"{key}={name!r}: there is no such file; the path is relative to the working directory"
                 )

@@ -15,8 +15,8 @@ LINES_PER_RUN = 10
 class Display(Protocol):
     """Told about a run as it happens."""
 
-    def start(self, name: str, *, first: int, steps: int) -> None:
-        """A run begins (or goes on) with `first` of `steps` steps done."""
+    def start(self, name: str, *, first: int, steps: int, note: str) -> None:
+        """A run begins (or goes on) with `first` of `steps` steps done; `note` describes its data."""
         ...
 
     def step(self, step: int, metrics: Metrics) -> None:
@@ -35,7 +35,7 @@ class Display(Protocol):
 class Quiet:
     """Shows nothing."""
 
-    def start(self, name: str, *, first: int, steps: int) -> None: ...
+    def start(self, name: str, *, first: int, steps: int, note: str) -> None: ...
 
     def step(self, step: int, metrics: Metrics) -> None: ...
 
@@ -54,8 +54,9 @@ class Terminal:
         self._name = ""
         self._steps = 0
 
-    def start(self, name: str, *, first: int, steps: int) -> None:
-        """Open the bar."""
+    def start(self, name: str, *, first: int, steps: int, note: str) -> None:
+        """Say what is trained on, and open the bar."""
+        self.console.print(note, markup=False)
         self._name, self._steps = name, steps
         if self.console.is_terminal:
             self._progress = Progress(

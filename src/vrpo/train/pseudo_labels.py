@@ -26,9 +26,6 @@ def majority_labels(
 
     Returns:
         {} when no noise of the configuration asks for labels.
-
-    Raises:
-        ConfigError: the task has too many prompts to vote on.
     """
     wanted = [noise for noise in config.noise if isinstance(noise, MajorityNoise)]
     if not wanted:
@@ -36,12 +33,7 @@ def majority_labels(
     path = folder.path / LABELS_FILE
     if path.exists():
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    if task.train_size > MAX_PROMPTS:
-        raise ConfigError(
-            f"noise type majority votes on every training prompt, and there are {task.train_size:,}; "
-            f"set task.size to at most {MAX_PROMPTS:,}"
-        )
-    extract = answer_extractor(config.functions[0]) if config.functions else str.strip
+    extract = answer_extractor(config.functions[0]) if config.functions else lambda text: text.strip() or None
     labels: dict[str, str | None] = {}
     prompts = task.train_prompts()
     while block := list(islice(prompts, PROMPTS_AT_ONCE)):
@@ -54,3 +46,12 @@ def majority_labels(
             labels[prompt.prompt_id] = majority_label(completions, extract)
     folder.write_json(LABELS_FILE, labels)
     return labels
+
+
+def check_votes(config: RewardsConfig, task: Task) -> None:
+    """Raise ConfigError when the task has too many prompts to vote on."""
+    if any(isinstance(noise, MajorityNoise) for noise in config.noise) and task.train_size > MAX_PROMPTS:
+        raise ConfigError(
+            f"noise type majority votes on every training prompt, and there are {task.train_size:,}; "
+            f"set task.size to at most {MAX_PROMPTS:,}"
+        )

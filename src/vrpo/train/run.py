@@ -20,7 +20,7 @@ from vrpo.train.evaluate import evaluate
 from vrpo.train.fit import check_fit
 from vrpo.train.folder import RunFolder
 from vrpo.train.optim import adamw
-from vrpo.train.pseudo_labels import majority_labels
+from vrpo.train.pseudo_labels import check_votes, majority_labels
 from vrpo.train.values import ReferenceFeatures
 from vrpo.types import EvalResult, Metrics, Prompt
 
@@ -47,6 +47,13 @@ class Run:
     def name(self) -> str:
         """What a person calls this run."""
         return self.config.algorithm.type
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether the reference's log-probabilities or entropies are needed, besides its hidden states."""
+        return self.algorithm.uses_reference or (
+            self.objective is not None and self.objective.selects_by_reference
+        )
 
     @property
     def critic_warmup(self) -> int:
@@ -120,6 +127,7 @@ def build_run(config: Config, ingredients: Ingredients, *, out: Path, resume: bo
         answers=task.answers,
         labels=labels,
     )
+    check_votes(config.rewards, task)
     check_fit(task, policy, rewards, max_completion_length=config.rollout.max_completion_length)
     algorithm = build_algorithm(config.algorithm)
     engine = TorchEngine(policy, policy.tokenizer, config.rollout, seed=config.train.seed)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from vrpo.config import SftConfig
 from vrpo.errors import CheckpointError, DataError, NumericsError
-from vrpo.models import Policy, load_policy, load_tokenizer
+from vrpo.models import Policy, load_policy
 from vrpo.rewards import build_rewards
 from vrpo.rollout import TorchEngine
 from vrpo.tasks import build_task
@@ -36,12 +36,12 @@ def sft(config: SftConfig, *, out: str | Path, console: Console | None = None) -
         NumericsError: the loss is not finite.
     """
     out, console, settings = Path(out), console or Console(), config.sft
-    if (out / "config.json").exists():
+    if any((out / name).exists() for name in ("config.json", "adapter_config.json")):
         raise CheckpointError(f"{out} already holds a model; choose another --out")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    tokenizer = load_tokenizer(config.model)
-    policy = load_policy(config.model)
+    policy = load_policy(config.model, seed=config.seed)
+    tokenizer = policy.tokenizer
     task = build_task(config.task, tokenizer)
     rewards = build_rewards(config.rewards.model_copy(update={"noise": ()}), seed=config.seed)
     check_fit(task, policy, rewards, max_completion_length=config.rollout.max_completion_length)

@@ -72,8 +72,8 @@ def _check_finite(values: Tensor, micro: Batch) -> None:
     if bool(bad.any()):
         row = int(bad.any(dim=1).nonzero()[0])
         raise NumericsError(
-            f"the critic's value of sample {micro.sample_ids[row]} is not finite; lower critic.learning_rate and go on "
-            "from the last checkpoint with --resume"
+            f"the critic's value of sample {micro.sample_ids[row]} is not finite; start again with a lower "
+            "critic.learning_rate"
         )
 
 
@@ -91,7 +91,7 @@ def _read_reference(
         micro.input_ids, micro.attention_mask, micro.mask, temperature=temperature
     )
     pieces.put("ref_logp", rows, logp, batch.old_logp)
-    if objective is not None and objective.uses_reference and not objective.selects_by_value:
+    if objective is not None and objective.selects_by_reference:
         pieces.put("entropy", rows, entropy, batch.old_logp)
         pieces.put("nll", rows, -logp, batch.old_logp)
 
