@@ -23,7 +23,11 @@ def _linear_logits(
     softcap: float | None,
     logit_scale: float,
 ) -> Float[Tensor, "C V"]:
-    """fp32 logits of one chunk; the product runs in the wider of the two dtypes, as the model's head does."""
+    """fp32 logits of one chunk.
+
+    The product runs in the wider of the two dtypes. Where autocast would have the model's own head multiply in
+    bf16, this is the more exact one: what the sampler draws from and the trainer differentiates.
+    """
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     logits = F.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).float()
     if logit_scale != 1.0:

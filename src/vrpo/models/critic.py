@@ -22,7 +22,7 @@ from vrpo.config.learning import CriticConfig
 from vrpo.config.run import LoraConfig
 from vrpo.errors import ModelError
 from vrpo.models.heads import BottleneckHead, HeadOutput, ScalarHead, ValueHead, build_head
-from vrpo.models.loading import add_adapter, load_backbone
+from vrpo.models.loading import add_adapter, copy_adapter, load_backbone, resolve_path
 from vrpo.models.policy import Policy, frozen_head, run_backbone
 from vrpo.rng import stream_seed
 
@@ -72,23 +72,34 @@ class Critic(nn.Module):
         """A new critic: the policy's backbone, or that of `config.path`, and a fresh or saved head.
 
         Call it before the policy is trained: backbone and frozen head are copies of its weights as they are now.
-        Under a policy with an adapter the critic starts from the base model, with an adapter of its own.
+        Below a fresh adapter that is the base model, and the critic gets a fresh adapter of its own; an adapter
+        that was trained before goes on in the critic as a copy.
 
         Args:
             policy: the initial policy.
             config: the critic section.
             seed: root of the streams "critic-head" and "critic-adapter".
-            lora: adapter settings (the model section's); required when the policy has an adapter and
-                `config.path` names no adapter folder.
+            lora: settings of a fresh adapter (the model section's); None trains all of a backbone from
+                `config.path`. Not read where there is an adapter to go on with, the policy's or that of the path.
             trust_remote_code: as in the model section, for `config.path`.
 
         Raises:
-            ModelError: `config.path` cannot be loaded, or does not fit the policy or `config.head`.
+            ModelError: `config.path` cannot be loaded, or does not fit the policy or `config.head`; a semantic
+                loss is asked for and the policy has no plain linear head; or a fresh adapter lacks settings.
         """
+        if config.semantic.mode != "off" and not policy.runs_head_alone:
+            raise ModelError(
+                f"critic.semantic.mode={config.semantic.mode} reads the language-model head as one matrix, which that of "
+                f"{type(policy.causal_lm).__name__} is not; set `critic.semantic.mode: off`"
+            )
         if config.path is not None:
             backbone, adapter = load_backbone(config.path, trust_remote_code=trust_remote_code)
+        elif policy.base_is_initial and lora is None:
+            raise ModelError(
+                "the policy has a fresh adapter and the critic's has no settings; give lora=, those of model.lora"
+            )
         else:
-            backbone, adapter = _copy_of_backbone(policy), False
+            backbone, adapter = _copy_of_backbone(policy)
         if lora is not None and not adapter:
             backbone = add_adapter(
                 backbone, lora, task_type="FEATURE_EXTRACTION", seed=stream_seed(seed, "critic-adapter")
@@ -97,8 +108,9 @@ class Critic(nn.Module):
         width = _hidden_size(backbone)
         generator = torch.Generator().manual_seed(stream_seed(seed, "critic-head"))
         head = build_head(config.head, width, generator=generator)
-        if config.path is not None and (Path(config.path) / HEAD_SETTINGS).is_file():
-            load_head(head, Path(config.path))
+        folder = None if config.path is None else Path(resolve_path(config.path))
+        if folder is not None and (folder / HEAD_SETTINGS).is_file():
+            load_head(head, folder)
         lm_head = None if config.semantic.mode == "off" else frozen_head(policy)
         _check_fit(config, policy, backbone, width, lm_head)
         critic = cls(backbone, head, lm_head, compute_dtype=policy.compute_dtype, adapter=adapter)
@@ -119,7 +131,7 @@ class Critic(nn.Module):
         Raises:
             ModelError: the folder holds no value head, or another one than `config.head`.
         """
-        if not (Path(folder) / HEAD_SETTINGS).is_file():
+        if not (Path(folder).expanduser() / HEAD_SETTINGS).is_file():
             raise ModelError(f"{str(folder)!r} holds no {HEAD_SETTINGS}; give a folder written by a critic")
         config = config.model_copy(update={"path": str(folder)})
         # the seed draws a head that the saved one then replaces
@@ -159,17 +171,6 @@ class Critic(nn.Module):
         """Mean-z values at every position, fp32."""
         return self.head(hidden.flatten(0, 1), None).values.view(hidden.shape[:2])
 
-    @torch.no_grad()
-    def values(
-        self, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"], *, microbatch: int
-    ) -> Float[Tensor, "B L"]:
-        """Mean-z values at every position without gradient, `microbatch` sequences at a time; 0 at padding."""
-        parts = [
-            self.values_of(self.hidden(ids, mask))
-            for ids, mask in zip(input_ids.split(microbatch), attention_mask.split(microbatch), strict=True)
-        ]
-        return torch.where(attention_mask, torch.cat(parts), 0.0)
-
     def save_pretrained(self, folder: str | Path) -> None:
         """The backbone as an ordinary folder for `AutoModel.from_pretrained`, and the value head.
 
@@ -189,10 +190,16 @@ class Critic(nn.Module):
         )
 
 
-def _copy_of_backbone(policy: Policy) -> nn.Module:
-    if policy.adapter:
-        return copy.deepcopy(policy.model).unload().base_model.requires_grad_(True)
-    return copy.deepcopy(policy.backbone)
+def _copy_of_backbone(policy: Policy) -> tuple[nn.Module, bool]:
+    """The policy's features as they are now, and whether they come from an adapter.
+
+    A trained adapter stays one instead of being merged: on disk an adapter names its base model by path, and a
+    merged base has none.
+    """
+    if not policy.adapter:
+        return copy.deepcopy(policy.backbone), False
+    base = copy.deepcopy(policy.model).unload().base_model.requires_grad_(True)
+    return (base, False) if policy.base_is_initial else (copy_adapter(base, policy.model), True)
 
 
 def _hidden_size(backbone: Any) -> int:

@@ -1,5 +1,6 @@
 """From a configuration to tokenizer and policy; whatever is wrong with the model is said in one line."""
 
+import copy
 import importlib.resources
 import json
 import logging
@@ -32,6 +33,7 @@ TINY = "vrpo:tiny"
 """Name of the small character-level model that the package ships."""
 
 ADAPTER_FILE = "adapter_config.json"
+TOKENIZER_FILE = "tokenizer_config.json"
 
 
 def resolve_path(path: str) -> str:
@@ -86,13 +88,15 @@ def resolve_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 def load_tokenizer(config: ModelConfig) -> Any:
     """The model's tokenizer, with an end token, and with a padding token that is the end token if need be.
 
+    That of an adapter folder is the one saved in it, or else its base model's.
     Sharing the two is safe here: padding is told by attention masks, never by a token id.
 
     Raises:
         ModelError: it cannot be loaded or has no end token.
     """
     path = resolve_path(config.path)
-    path = _adapter_base(path) or path
+    if not (Path(path) / TOKENIZER_FILE).is_file():
+        path = _adapter_base(path) or path
     with _one_line(config.path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     return checked_tokenizer(tokenizer, config.path)
@@ -118,7 +122,8 @@ def checked_tokenizer(tokenizer: Any, name: str) -> Any:
 def load_policy(config: ModelConfig, *, seed: int = 0, tokenizer: Any = None) -> Policy:
     """The model of `config` with fp32 weights on its device, ready to be trained.
 
-    A folder written by a LoRA run (with adapter_config.json) opens as its base model with that adapter.
+    A folder written by a LoRA run (with adapter_config.json) opens as its base model with that adapter, which is
+    trained further; `lora` is not read then.
 
     Args:
         config: the model section.
@@ -143,7 +148,8 @@ def policy_from_model(model: Any, tokenizer: Any, *, config: ModelConfig, seed: 
     """A policy around a model object. The object itself is trained: moved to the device and to fp32 weights.
 
     Args:
-        model: a causal language model of `transformers`, or a `peft` model around one.
+        model: a causal language model of `transformers`, or a `peft` model around one with a LoRA adapter, which
+            is trained further; `config.lora` is not read then.
         tokenizer: its tokenizer.
         config: device, dtype and LoRA settings; `path` is only a name for messages.
         seed: as in `load_policy`.
@@ -169,8 +175,11 @@ def policy_from_model(model: Any, tokenizer: Any, *, config: ModelConfig, seed: 
             f"generation_config.json of {config.path!r}: eos_token_id holds {wrong[0]!r:.60}, token numbers are needed; "
             "correct it"
         )
+    if isinstance(model, PeftModel):
+        _check_adapter(model)
     model = model.float()
-    if config.lora is not None and not isinstance(model, PeftModel):
+    fresh = config.lora is not None and not isinstance(model, PeftModel)
+    if fresh:
         model = add_adapter(
             model, config.lora, task_type="CAUSAL_LM", seed=stream_seed(seed, "policy-adapter")
         )
@@ -180,6 +189,7 @@ def policy_from_model(model: Any, tokenizer: Any, *, config: ModelConfig, seed: 
         tokenizer,
         compute_dtype=resolve_dtype(config, device),
         adapter=isinstance(model, PeftModel),
+        base_is_initial=fresh,
     )
 
 
@@ -250,6 +260,43 @@ def open_adapter(model: Any, folder: str) -> nn.Module:
 
     with _one_line(folder, "adapter"), seeded(0), _peft_warnings():
         return PeftModel.from_pretrained(model, folder, is_trainable=True)
+
+
+def copy_adapter(backbone: nn.Module, model: Any) -> nn.Module:
+    """`backbone` with a trainable copy of the adapter of `model`: same settings, same weights.
+
+    Args:
+        backbone: the model below the language-model head, without adapter.
+        model: a `PeftModel` around the same layers and a language-model head.
+
+    Raises:
+        ModelError: the adapter names its layers by their place below the head's model.
+    """
+    from peft import get_peft_model
+
+    settings = copy.deepcopy(model.active_peft_config)
+    settings.task_type, settings.inference_mode = "FEATURE_EXTRACTION", False
+    settings.base_model_name_or_path = None  # set anew from the backbone
+    try:
+        with seeded(0), _peft_warnings():
+            copied = get_peft_model(backbone, settings)
+        copied.get_base_model().load_state_dict(model.get_base_model().base_model.state_dict())
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"the critic cannot take over the policy's adapter on {settings.target_modules!r:.80}: "
+            f"{_first_line(error)}; merge the adapter into the policy (merge_and_unload) and set model.lora"
+        ) from error
+    return copied
+
+
+def _check_adapter(model: Any) -> None:
+    """One LoRA adapter under peft's usual name: what is saved in one folder, and what a critic can copy."""
+    found = {name: str(settings.peft_type.value) for name, settings in model.peft_config.items()}
+    if found != {"default": "LORA"}:
+        raise ModelError(
+            f"the model carries the adapters {found}, one LoRA adapter named 'default' is needed; merge them "
+            "(merge_and_unload) and set model.lora"
+        )
 
 
 @contextmanager

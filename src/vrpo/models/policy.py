@@ -38,14 +38,25 @@ class Policy(nn.Module):
         tokenizer: saved next to the weights.
         compute_dtype: precision of forward passes; weights stay fp32.
         adapter: `model` is a `PeftModel`; then only its adapter is trained and saved.
+        base_is_initial: that adapter was made for this run: it changed nothing at first, so the model below it
+            is the initial policy. False for an adapter that was trained before.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, compute_dtype: torch.dtype, adapter: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        compute_dtype: torch.dtype,
+        adapter: bool,
+        base_is_initial: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.compute_dtype = compute_dtype
         self.adapter = adapter
+        self.base_is_initial = base_is_initial
         self.train(False)
         self.runs_head_alone = self._probe()
 
@@ -69,11 +80,6 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
-
-    @property
-    def hidden_size(self) -> int:
-        """d, features per position."""
-        return int(self.causal_lm.config.get_text_config().hidden_size)
 
     @property
     def context_length(self) -> int | None:
@@ -161,8 +167,12 @@ class Policy(nn.Module):
         return self.head.logits(chosen) if self.runs_head_alone else chosen.float()
 
     def reference(self) -> "Reference":
-        """The frozen model as it is now: a copy, or with an adapter the base model below it (no copy)."""
-        if self.adapter:
+        """The frozen initial policy; call it before the policy is trained.
+
+        A copy of the model as it is now, adapter and all; only below a fresh adapter the base model itself, which
+        costs no memory.
+        """
+        if self.base_is_initial:
             return Reference(self, shared=True)
         frozen = copy.deepcopy(self, {id(self.tokenizer): self.tokenizer})
         return Reference(frozen.requires_grad_(False), shared=False)
@@ -170,13 +180,14 @@ class Policy(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """An ordinary folder of safetensors and tokenizer files, for `AutoModelForCausalLM.from_pretrained`.
 
-        With an adapter the folder holds the adapter alone, for `peft.AutoPeftModelForCausalLM.from_pretrained`.
+        With an adapter the folder holds the adapter in place of the weights, for
+        `peft.AutoPeftModelForCausalLM.from_pretrained`.
         """
         if self.adapter:
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
         else:
             self.model.save_pretrained(str(folder))
-            self.tokenizer.save_pretrained(str(folder))
+        self.tokenizer.save_pretrained(str(folder))
 
     @torch.no_grad()
     def _probe(self) -> bool:
@@ -200,7 +211,7 @@ class Policy(nn.Module):
 
 @final
 class Reference:
-    """The frozen initial model: a copy made when it was asked for, or the base model below an adapter.
+    """The frozen initial model: a copy made when it was asked for, or the base model below a fresh adapter.
 
     Args:
         policy: the frozen copy, or the live policy with its adapter.

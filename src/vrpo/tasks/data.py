@@ -13,7 +13,9 @@ from typing import Any
 from vrpo.errors import DataError
 from vrpo.rng import stream_seed
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+"""How the name of a data file ends, in capitals or not; any other name is one on the hub."""
+
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -45,14 +47,14 @@ class Row:
 
 def is_file(source: str) -> bool:
     """Whether `source` names a data file rather than a data set on the hub."""
-    return source.lower().endswith(SUFFIXES)
+    return source.lower().endswith(FILE_SUFFIXES)
 
 
 def read_rows(source: str, *, subset: str | None = None, split: str = "train") -> list[dict[str, Any]]:
     """All rows of a file or of one split of a hub data set.
 
     Args:
-        source: path of a .jsonl, .jsonl.gz, .json, .csv or .parquet file, or a hub name. Cells of a CSV
+        source: path of a .jsonl, .jsonl.gz, .json, .csv or .parquet file (`~` is the home folder), or a hub name. Cells of a CSV
             file are text.
         subset: configuration of a hub data set.
         split: split of a hub data set.
@@ -61,7 +63,7 @@ def read_rows(source: str, *, subset: str | None = None, split: str = "train") -
         DataError: missing, unreadable or empty.
     """
     if is_file(source):
-        path = Path(source)
+        path = Path(source).expanduser()
         if not path.is_file():
             raise DataError(
                 f"{source}: no such file; correct task.data (it is relative to the working directory)"
@@ -76,7 +78,7 @@ def read_rows(source: str, *, subset: str | None = None, split: str = "train") -
         rows = _read_hub(source, subset, split)
     else:
         raise DataError(
-            f"{source}: neither a data file nor a hub name; give a file that ends in {', '.join(SUFFIXES)}"
+            f"{source}: neither a data file nor a hub name; give a file that ends in {', '.join(FILE_SUFFIXES)}"
         )
     if not rows:
         raise DataError(f"{source}: no rows, at least 2 are needed; give a file with data")
