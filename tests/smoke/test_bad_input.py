@@ -303,7 +303,7 @@ def test_a_wrong_reward_file(capsys, tmp_path, code, part):
         {"reward_weights": [float("nan")]},
         {"model": "./nowhere"},
     ],
-    ids=lambda given: " ".join(given),
+    ids=" ".join,
 )
 def test_trainer_refuses_in_one_line(tmp_path, given):
     def exact(completions, answer, **_):

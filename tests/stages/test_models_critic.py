@@ -1,6 +1,7 @@
 """The critic: where values are read, what never moves, and what comes back from disk."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -11,12 +12,20 @@ from vrpo.config.learning import BottleneckHead, CriticConfig, ScalarHead, Seman
 from vrpo.config.run import LoraConfig, ModelConfig
 from vrpo.errors import ModelError
 from vrpo.functional import linear_logprobs_and_entropy
-from vrpo.models import Critic, policy_from_model
+from vrpo.models import Critic, load_policy, policy_from_model
+from vrpo.models.loading import peft_warnings, seeded
 
 FULL = CriticConfig(head=BottleneckHead(latent_dim=4), semantic=SemanticConfig(mode="literal"))
 PLAIN = CriticConfig(head=ScalarHead())
 INPUT_IDS = torch.tensor([[9, 4, 8, 11, 30, 2], [7, 5, 60, 2, 0, 0]])
 ATTENTION = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]).bool()
+
+
+@torch.no_grad()
+def values(critic, input_ids, attention_mask):
+    """Mean-z values at every position; 0 at padding."""
+    found = critic.values_of(critic.hidden(input_ids, attention_mask))
+    return torch.where(attention_mask, found, 0.0)
 
 
 def train_once(critic):
@@ -36,23 +45,20 @@ def train_once(critic):
 @pytest.mark.parametrize("config", [FULL, PLAIN])
 def test_values_do_not_depend_on_padding_or_micro_batches(make_policy, config):
     critic = Critic.from_policy(make_policy("llama"), config, seed=0)
-    together = critic.values(INPUT_IDS, ATTENTION, microbatch=2)
-    one_by_one = critic.values(INPUT_IDS, ATTENTION, microbatch=1)
-    alone = critic.values(INPUT_IDS[1:, :4], ATTENTION[1:, :4], microbatch=8)
+    together = values(critic, INPUT_IDS, ATTENTION)
+    one_by_one = torch.cat([values(critic, INPUT_IDS[i : i + 1], ATTENTION[i : i + 1]) for i in range(2)])
+    alone = values(critic, INPUT_IDS[1:, :4], ATTENTION[1:, :4])
     torch.testing.assert_close(together, one_by_one, atol=1e-5, rtol=0)
     torch.testing.assert_close(together[1:, :4], alone, atol=1e-5, rtol=0)
-    assert (together[1, 4:] == 0).all()
+    assert (critic.hidden(INPUT_IDS, ATTENTION)[1, 4:] == 0).all()
     assert together.dtype == torch.float32
-    torch.testing.assert_close(
-        critic.values_of(critic.hidden(INPUT_IDS, ATTENTION))[ATTENTION], together[ATTENTION]
-    )
 
 
 def test_a_value_is_read_before_its_token_exists(make_policy):
     critic = Critic.from_policy(make_policy("llama"), FULL, seed=0)
     changed = INPUT_IDS.clone()
     changed[0, 3] = 77
-    before, after = (critic.values(ids, ATTENTION, microbatch=2)[0] for ids in (INPUT_IDS, changed))
+    before, after = (values(critic, ids, ATTENTION)[0] for ids in (INPUT_IDS, changed))
     # column t reads tokens 0..t: only columns 3, 4, 5 may see token 3
     assert (before != after).tolist() == [False, False, False, True, True, True]
 
@@ -60,7 +66,7 @@ def test_a_value_is_read_before_its_token_exists(make_policy):
 def test_garbage_in_the_padding_changes_no_bit(make_policy):
     critic = Critic.from_policy(make_policy("llama"), FULL, seed=0)
     dirty = torch.where(ATTENTION, INPUT_IDS, 55)
-    clean_values, dirty_values = (critic.values(ids, ATTENTION, microbatch=2) for ids in (INPUT_IDS, dirty))
+    clean_values, dirty_values = (values(critic, ids, ATTENTION) for ids in (INPUT_IDS, dirty))
     assert torch.equal(clean_values, dirty_values)
 
 
@@ -104,9 +110,7 @@ def test_save_and_load_are_bitwise(make_policy, tmp_path, config, name):
     train_once(critic)
     critic.save_pretrained(tmp_path)
     again = Critic.from_pretrained(tmp_path, policy, config)
-    assert torch.equal(
-        again.values(INPUT_IDS, ATTENTION, microbatch=2), critic.values(INPUT_IDS, ATTENTION, microbatch=2)
-    )
+    assert torch.equal(values(again, INPUT_IDS, ATTENTION), values(critic, INPUT_IDS, ATTENTION))
     saved, restored = critic.state_dict(), again.state_dict()
     assert saved.keys() == restored.keys()
     assert all(torch.equal(saved[k], restored[k]) for k in saved)
@@ -122,8 +126,6 @@ def test_lora_critic_trains_adapter_and_head_and_comes_back(tokenizer, tmp_path)
     base = tmp_path / "base"
     build_model("llama").save_pretrained(base)
     tokenizer.save_pretrained(base)
-    from vrpo.models import load_policy
-
     config = ModelConfig(path=str(base), device="cpu", lora=LoraConfig(rank=2))
     policy = load_policy(config)
     critic = Critic.from_policy(policy, FULL, seed=0, lora=config.lora)
@@ -135,11 +137,122 @@ def test_lora_critic_trains_adapter_and_head_and_comes_back(tokenizer, tmp_path)
     critic.save_pretrained(tmp_path / "critic")
     again = Critic.from_pretrained(tmp_path / "critic", policy, FULL)
     assert again.adapter
-    assert torch.equal(
-        again.values(INPUT_IDS, ATTENTION, microbatch=2), critic.values(INPUT_IDS, ATTENTION, microbatch=2)
-    )
+    assert torch.equal(values(again, INPUT_IDS, ATTENTION), values(critic, INPUT_IDS, ATTENTION))
     train_once(again)  # still trainable
     assert not torch.equal(again.head.output.weight, critic.head.output.weight)
+
+
+def with_lora(tokenizer, **settings):
+    """A policy around a user's own `PeftModel` whose adapter has been trained: it is not the base model."""
+    import peft
+
+    defaults = {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+    with seeded(5), peft_warnings():
+        model = peft.get_peft_model(build_model("llama"), peft.LoraConfig(**defaults | settings))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    return policy_from_model(model, tokenizer, config=ModelConfig(path="x", device="cpu"))
+
+
+def test_the_critic_goes_on_with_a_trained_adapter(tokenizer):
+    policy = with_lora(tokenizer)
+    critic = Critic.from_policy(policy, FULL, seed=0)
+    features = policy.hidden(INPUT_IDS, ATTENTION).detach()
+    assert torch.equal(critic.hidden(INPUT_IDS, ATTENTION), features)
+    with policy.model.disable_adapter():  # the mutant: the bare base model
+        assert (policy.hidden(INPUT_IDS, ATTENTION) - features).abs().max() > 0.1
+    settings = critic.backbone.active_peft_config
+    assert (settings.r, settings.lora_alpha) == (3, 5)
+    assert set(settings.target_modules) == {"q_proj", "down_proj"}
+    trainable = {name for name, p in critic.backbone.named_parameters() if p.requires_grad}
+    # 2 layers * 2 modules * (A, B)
+    assert len(trainable) == 8
+    assert all("lora_" in name for name in trainable)
+    train_once(critic)
+    assert not torch.equal(critic.hidden(INPUT_IDS, ATTENTION), features)
+    assert torch.equal(policy.hidden(INPUT_IDS, ATTENTION), features)
+
+
+def test_a_critic_with_a_trained_adapter_comes_back(tokenizer, tmp_path):
+    build_model("llama").save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    policy = with_lora(tokenizer)
+    policy.causal_lm.name_or_path = policy.backbone.name_or_path = str(tmp_path / "base")
+    policy.model.active_peft_config.base_model_name_or_path = str(tmp_path / "base")
+    policy.save_pretrained(tmp_path / "sft")
+    # a run that goes on from the folder of an earlier one
+    warm = load_policy(ModelConfig(path=str(tmp_path / "sft"), device="cpu"))
+    critic = Critic.from_policy(warm, FULL, seed=0)
+    assert torch.equal(critic.hidden(INPUT_IDS, ATTENTION), policy.hidden(INPUT_IDS, ATTENTION))
+    train_once(critic)
+    critic.save_pretrained(tmp_path / "critic")
+    again = Critic.from_pretrained(tmp_path / "critic", warm, FULL)
+    assert torch.equal(values(again, INPUT_IDS, ATTENTION), values(critic, INPUT_IDS, ATTENTION))
+
+
+def test_adapters_the_critic_cannot_copy_are_refused(tokenizer):
+    import peft
+
+    policy = with_lora(tokenizer, target_modules=r"model\.layers\.0\.self_attn\.q_proj")
+    with pytest.raises(ModelError, match=r"cannot take over.*merge_and_unload.*model\.lora") as error:
+        Critic.from_policy(policy, FULL, seed=0)
+    assert "\n" not in str(error.value)
+    prompts = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with seeded(0), peft_warnings():
+        model = peft.get_peft_model(build_model("llama"), prompts)
+    with pytest.raises(ModelError, match=r"'PROMPT_TUNING'.*one LoRA adapter.*merge_and_unload"):
+        policy_from_model(model, tokenizer, config=ModelConfig(path="x", device="cpu"))
+
+
+def test_a_fresh_adapter_of_the_policy_needs_settings_for_the_critics(tokenizer):
+    config = ModelConfig(path="x", device="cpu", lora=LoraConfig(rank=2))
+    policy = policy_from_model(build_model("llama"), tokenizer, config=config)
+    with pytest.raises(ModelError, match=r"no settings.*model\.lora"):
+        Critic.from_policy(policy, FULL, seed=0)
+    critic = Critic.from_policy(policy, FULL, seed=0, lora=config.lora)
+    assert critic.adapter
+    assert torch.equal(critic.hidden(INPUT_IDS, ATTENTION), policy.hidden(INPUT_IDS, ATTENTION))
+
+
+@pytest.mark.parametrize("task_type", ["CAUSAL_LM", None])
+def test_a_policy_adapter_is_no_critic(tokenizer, tmp_path, task_type):
+    """Its weights are named for the model with a head: opened around a backbone it would be a fresh one."""
+    build_model("llama").save_pretrained(tmp_path / "base")
+    policy = with_lora(tokenizer, task_type=task_type)
+    policy.model.active_peft_config.base_model_name_or_path = str(tmp_path / "base")
+    policy.save_pretrained(tmp_path / "sft")
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(ModelError, match="cannot load the adapter") as error,
+    ):
+        warnings.simplefilter("default")  # as outside of tests
+        Critic.from_policy(policy, PLAIN.model_copy(update={"path": str(tmp_path / "sft")}), seed=0)
+    assert "\n" not in str(error.value)
+
+
+def test_the_home_folder_is_expanded_for_the_head_too(make_policy, tmp_path, monkeypatch):
+    policy = make_policy("llama")
+    critic = Critic.from_policy(policy, FULL, seed=0)
+    train_once(critic)
+    (tmp_path / "critic").mkdir()
+    critic.save_pretrained(tmp_path / "critic")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    opened = [
+        Critic.from_policy(policy, FULL.model_copy(update={"path": "~/critic"}), seed=9),
+        Critic.from_pretrained("~/critic", policy, FULL),
+    ]
+    for again in opened:
+        assert torch.equal(values(again, INPUT_IDS, ATTENTION), values(critic, INPUT_IDS, ATTENTION))
+
+
+def test_a_semantic_loss_needs_a_plain_head(make_policy):
+    policy = make_policy("llama")
+    policy.runs_head_alone = False
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM.*set `critic\.semantic\.mode: off`") as error:
+        Critic.from_policy(policy, FULL, seed=0)
+    assert "\n" not in str(error.value)
+    assert Critic.from_policy(policy, PLAIN, seed=0)._lm_head is None
 
 
 def saved_critic(policy, tmp_path, config=FULL):
@@ -167,7 +280,7 @@ def test_another_hidden_size_is_refused(make_policy, tiny_folder, tmp_path):
         Critic.from_pretrained(folder, policy, FULL)
     # without a semantic loss a critic may be of another size
     larger = Critic.from_policy(policy, PLAIN.model_copy(update={"path": str(tiny_folder)}), seed=0)
-    assert larger.values(INPUT_IDS, ATTENTION, microbatch=2).shape == (2, 6)
+    assert values(larger, INPUT_IDS, ATTENTION).shape == (2, 6)
 
 
 def test_a_smaller_vocabulary_is_refused(make_policy, tokenizer, tmp_path):
@@ -199,7 +312,7 @@ def test_policy_with_bf16_gives_fp32_values(tokenizer):
         )
         for dtype in ("float32", "bfloat16")
     ]
-    exact, rounded = (critic.values(INPUT_IDS, ATTENTION, microbatch=2) for critic in critics)
+    exact, rounded = (values(critic, INPUT_IDS, ATTENTION) for critic in critics)
     assert rounded.dtype == torch.float32
     assert {p.dtype for p in critics[1].parameters()} == {torch.float32}
     difference = (exact - rounded).abs().max()

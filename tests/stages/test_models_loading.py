@@ -5,6 +5,7 @@ import zipfile
 
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -13,7 +14,7 @@ from vrpo.config.run import LoraConfig, ModelConfig
 from vrpo.errors import ModelError
 from vrpo.models import load_policy, load_tokenizer, policy_from_model, resolve_device, resolve_path
 from vrpo.models.gguf import convert
-from vrpo.models.loading import load_backbone
+from vrpo.models.loading import load_backbone, peft_warnings
 from vrpo.models.tiny import CHARACTERS, build_tiny, tiny_tokenizer
 
 
@@ -69,7 +70,7 @@ def test_load_policy_gives_fp32_weights_and_the_models_logits(tiny_folder):
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(tiny_folder)(input_ids=ids).logits
         assert torch.equal(policy.causal_lm(input_ids=ids).logits, expected)
-    assert policy.hidden_size == 96
+    assert policy.head.weight.shape[1] == 96
     assert policy.context_length == 128
     assert policy.eos_token_ids == {policy.tokenizer.eos_token_id}
 
@@ -92,8 +93,26 @@ def test_an_adapter_run_saves_its_adapter_and_opens_again(tiny_folder, tmp_path)
     assert again.adapter
     ids, ones = torch.arange(10)[None], torch.ones(1, 10, dtype=torch.bool)
     assert torch.equal(again.hidden(ids, ones), policy.hidden(ids, ones))
-    assert not torch.equal(again.hidden(ids, ones), again.reference().hidden(ids, ones))
-    assert len(load_tokenizer(config(tmp_path))) == len(policy.tokenizer)
+    # a run that goes on with a trained adapter: its reference is the adapted model, not the base model
+    assert torch.equal(again.reference().hidden(ids, ones), again.hidden(ids, ones))
+    assert not torch.equal(policy.reference().hidden(ids, ones), policy.hidden(ids, ones))
+    with peft_warnings():
+        opened = AutoPeftModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(opened(input_ids=ids).logits, policy.causal_lm(input_ids=ids).logits)
+
+
+def test_an_adapter_folder_has_its_own_tokenizer(tiny_folder, tmp_path):
+    policy = load_policy(config(tiny_folder, lora=LoraConfig(rank=2)))
+    policy.tokenizer.chat_template = "{{ messages[0].content }}="
+    policy.save_pretrained(tmp_path)
+    assert load_tokenizer(config(tiny_folder)).chat_template is None
+    tokenizer = load_tokenizer(config(tmp_path))
+    assert tokenizer.chat_template == policy.tokenizer.chat_template
+    assert tokenizer("12+34=").input_ids == policy.tokenizer("12+34=").input_ids
+    # without one, as other programs write adapters, it is the base model's
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert load_tokenizer(config(tmp_path)).chat_template is None
 
 
 def test_a_fresh_adapter_is_named_by_the_seed_and_changes_nothing_yet(tiny_folder):

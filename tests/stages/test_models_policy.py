@@ -137,11 +137,25 @@ def train_once(policy):
     optimizer.step()
 
 
-@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)])
-def test_the_reference_does_not_follow_the_policy(tokenizer, lora):
-    policy = policy_from_model(
-        build_model("llama"), tokenizer, config=ModelConfig(path="x", device="cpu", lora=lora)
+def warm_started(tokenizer, config):
+    """A policy around an adapter that was trained before this run."""
+    first = policy_from_model(
+        build_model("llama"), tokenizer, config=config.model_copy(update={"lora": LoraConfig(rank=2)})
     )
+    for _ in range(2):
+        train_once(first)
+    return policy_from_model(first.model, tokenizer, config=config)
+
+
+@pytest.mark.parametrize("kind", ["full", "fresh adapter", "trained adapter"])
+def test_the_reference_does_not_follow_the_policy(tokenizer, kind):
+    lora = LoraConfig(rank=2) if kind == "fresh adapter" else None
+    config = ModelConfig(path="x", device="cpu", lora=lora)
+    if kind == "trained adapter":
+        policy = warm_started(tokenizer, config)
+    else:
+        policy = policy_from_model(build_model("llama"), tokenizer, config=config)
+    assert policy.base_is_initial == (kind == "fresh adapter")
     before = policy.logprobs_and_entropy(*padded(), temperature=1.0)[0].detach()
     reference = policy.reference()
     weight = reference.head_weight.clone()

@@ -10,7 +10,7 @@ from tests.stages.data.samples import char_tokenizer, text_of
 from vrpo.config.tasks import ChoiceTask, MathTask, RowsTask
 from vrpo.errors import DataError
 from vrpo.tasks import build_task, task_from_rows
-from vrpo.tasks.data import Row, hold_out, name_rows, read_rows
+from vrpo.tasks.data import FILE_SUFFIXES, Row, hold_out, name_rows, read_rows
 
 TOKENIZER = char_tokenizer()
 CHAT_TOKENIZER = char_tokenizer(chat=True)
@@ -34,6 +34,16 @@ def write(path, rows):
         text = "\n".join(map(json.dumps, rows)) + "\n"
         path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
     return str(path)
+
+
+@pytest.mark.parametrize("suffix", FILE_SUFFIXES)
+def test_the_home_folder_and_capitals_in_a_file_name(tmp_path, monkeypatch, suffix):
+    write(tmp_path / f"d{suffix}", MATH)
+    (tmp_path / f"d{suffix}").rename(tmp_path / f"D{suffix.upper()}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_rows(f"~/D{suffix.upper()}") == MATH
+    with pytest.raises(DataError, match=r"~/none.*no such file"):
+        read_rows(f"~/none{suffix}")
 
 
 @pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz", "d.json", "d.csv", "d.parquet"])

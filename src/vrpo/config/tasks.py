@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from vrpo.config.base import Strict
 
+FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+"""Endings that make `data` a file and not the name of a data set on the hub; upper case counts too."""
+
 Operation = Literal["add", "sub", "mul", "mod", "gcd", "max"]
 
 

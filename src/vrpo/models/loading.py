@@ -178,18 +178,16 @@ def policy_from_model(model: Any, tokenizer: Any, *, config: ModelConfig, seed: 
     if isinstance(model, PeftModel):
         _check_adapter(model)
     model = model.float()
-    fresh = config.lora is not None and not isinstance(model, PeftModel)
-    if fresh:
-        model = add_adapter(
-            model, config.lora, task_type="CAUSAL_LM", seed=stream_seed(seed, "policy-adapter")
-        )
+    fresh = None if isinstance(model, PeftModel) else config.lora
+    if fresh is not None:
+        model = add_adapter(model, fresh, task_type="CAUSAL_LM", seed=stream_seed(seed, "policy-adapter"))
     device = resolve_device(config)
     return Policy(
         model.to(device),
         tokenizer,
         compute_dtype=resolve_dtype(config, device),
         adapter=isinstance(model, PeftModel),
-        base_is_initial=fresh,
+        base_is_initial=fresh is not None,
     )
 
 
@@ -245,7 +243,7 @@ def add_adapter(model: Any, lora: LoraConfig, *, task_type: str, seed: int) -> n
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type=task_type
     )
     try:
-        with seeded(seed), _peft_warnings():
+        with seeded(seed), peft_warnings():
             return get_peft_model(model, settings)
     except ValueError as error:
         raise ModelError(
@@ -258,7 +256,9 @@ def open_adapter(model: Any, folder: str) -> nn.Module:
     """The model with the adapter saved in `folder`, trainable."""
     from peft import PeftModel
 
-    with _one_line(folder, "adapter"), seeded(0), _peft_warnings():
+    with _one_line(folder, "adapter"), seeded(0), peft_warnings():
+        # a policy's adapter does not fit a backbone: peft would warn and go on with a fresh one
+        warnings.filterwarnings("error", message="Found missing adapter keys")
         return PeftModel.from_pretrained(model, folder, is_trainable=True)
 
 
@@ -278,7 +278,7 @@ def copy_adapter(backbone: nn.Module, model: Any) -> nn.Module:
     settings.task_type, settings.inference_mode = "FEATURE_EXTRACTION", False
     settings.base_model_name_or_path = None  # set anew from the backbone
     try:
-        with seeded(0), _peft_warnings():
+        with seeded(0), peft_warnings():
             copied = get_peft_model(backbone, settings)
         copied.get_base_model().load_state_dict(model.get_base_model().base_model.state_dict())
     except (ValueError, RuntimeError) as error:
@@ -319,7 +319,7 @@ def _no_report() -> Iterator[None]:
 
 
 @contextmanager
-def _peft_warnings() -> Iterator[None]:
+def peft_warnings() -> Iterator[None]:
     """Hide one message that no user of this package can act on: peft reads a name that transformers renamed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)

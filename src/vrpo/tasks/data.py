@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vrpo.config.tasks import FILE_SUFFIXES
 from vrpo.errors import DataError
 from vrpo.rng import stream_seed
-
-FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
-"""How the name of a data file ends, in capitals or not; any other name is one on the hub."""
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -54,8 +52,8 @@ def read_rows(source: str, *, subset: str | None = None, split: str = "train") -
     """All rows of a file or of one split of a hub data set.
 
     Args:
-        source: path of a .jsonl, .jsonl.gz, .json, .csv or .parquet file (`~` is the home folder), or a hub name. Cells of a CSV
-            file are text.
+        source: path of a .jsonl, .jsonl.gz, .json, .csv or .parquet file (`~` is the home folder), or a hub
+            name. Cells of a CSV file are text.
         subset: configuration of a hub data set.
         split: split of a hub data set.
 

@@ -4,10 +4,8 @@ from pathlib import Path
 
 from vrpo.config import Config
 from vrpo.config.rewards import FunctionReward
-from vrpo.config.tasks import DataTask
+from vrpo.config.tasks import FILE_SUFFIXES, DataTask
 from vrpo.errors import ConfigError, DataError, ModelError
-
-DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 
 
 def check_files(config: Config) -> None:
@@ -32,7 +30,7 @@ def check_files(config: Config) -> None:
         for key, name in (("task.data", config.task.data), ("task.eval_data", config.task.eval_data)):
             if (
                 name is not None
-                and name.lower().endswith(DATA_SUFFIXES)
+                and name.lower().endswith(FILE_SUFFIXES)
                 and not Path(name).expanduser().is_file()
             ):
                 raise DataError(
