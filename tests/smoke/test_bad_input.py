@@ -18,7 +18,7 @@ import vrpo
 from vrpo.cli import main
 from vrpo.config import Config, build
 from vrpo.config.presets import merge
-from vrpo.errors import INPUT_ERRORS, ModelError, NumericsError
+from vrpo.errors import INPUT_ERRORS, ModelError
 from vrpo.models import load_tokenizer
 from vrpo.train.progress import Quiet
 
@@ -226,12 +226,12 @@ def test_a_chat_template_is_used(tmp_path):
     assert tokenizer.decode(encode(shown["prompt"], tokenizer, chat=True)) == shown["prompt"] + "="
 
 
-def test_weights_that_are_nan_stop_the_run(tmp_path):
+def test_weights_that_are_nan_are_refused(tmp_path):
     shutil.copytree(TINY, tmp_path / "model")
     weights = load_file(TINY / "model.safetensors")
     weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], torch.nan)
     save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(NumericsError, match="logits are NaN"):
+    with pytest.raises(ModelError, match="logits of LlamaForCausalLM are NaN"):
         run(tmp_path / "run", model={"path": str(tmp_path / "model")})
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.conftest import ARCHITECTURES, build_model
 from vrpo import rng
 from vrpo.config.run import LoraConfig, ModelConfig, RolloutConfig
-from vrpo.errors import ConfigError, DataError
+from vrpo.errors import ConfigError, DataError, NumericsError
 from vrpo.models import policy_from_model
 from vrpo.rollout import TorchEngine
 from vrpo.rollout.steps import CachedSteps, UncachedSteps
@@ -306,6 +306,15 @@ def test_prompts_that_cannot_be_answered(make_policy, make_prompts):
     empty = Prompt(prompt_id="train/9", prompt="", token_ids=np.array([], dtype=np.int64), columns={})
     with pytest.raises(DataError, match="'train/9' has no tokens"):
         sample(engine, [empty])
+
+
+def test_a_policy_that_diverged_is_not_sampled_from(make_policy, make_prompts):
+    policy = make_policy("llama")
+    sampler = engine_for(policy)
+    with torch.no_grad():
+        policy.head.weight[0] = torch.nan
+    with pytest.raises(NumericsError, match="logits are NaN"):
+        sample(sampler, make_prompts("1+2="))
 
 
 def test_sampling_leaves_the_model_trainable(make_policy, make_prompts):

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vrpo.errors import ModelError
 from vrpo.functional import linear_logprobs_and_entropy
 from vrpo.models.lm_head import LmHead, head_of
 
@@ -193,9 +194,15 @@ class Policy(nn.Module):
     def _probe(self) -> bool:
         """Whether head(backbone(x)) is the model's own logits, on eight tokens."""
         head = head_of(self.causal_lm)
+        words = self.causal_lm.get_input_embeddings().weight.shape[0]
+        ids = torch.arange(8, device=self.device)[None] * 7 % words
+        own = self.causal_lm(input_ids=ids, use_cache=False).logits[0].float()
+        if bool(own.isnan().any()):
+            raise ModelError(
+                f"the logits of {type(self.causal_lm).__name__} are NaN: its weights are damaged, or the training that made "
+                "them diverged; use an earlier checkpoint or another model"
+            )
         if head is not None:
-            ids = torch.arange(8, device=self.device)[None] * 7 % head.weight.shape[0]
-            own = self.causal_lm(input_ids=ids, use_cache=False).logits[0].float()
             states = self.backbone(input_ids=ids, use_cache=False).last_hidden_state[0]
             if states.shape[-1] == head.weight.shape[1] and torch.allclose(
                 head.logits(states), own, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE
