@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # small models: one thread a process is fastest, and results do not depend on the number of cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart quickstart-short test test-slow lint types imports cpu-tests docs clean
+.PHONY: quickstart quickstart-short test test-slow lint types imports cpu-tests kill-test fuzz docs clean
 
 quickstart: $(VENV)/.run          ## install, train VRPO, PPO and GRPO under 30 % flipped rewards, table, figure
 	$(BIN)/vrpo study recipes/quickstart --out runs/quickstart
@@ -34,6 +34,12 @@ cpu-tests: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev           ## minutes: SmolLM2 on real rows, if its folder is there
 	$(BIN)/pytest -q -m slow
+
+kill-test: $(VENV)/.dev           ## N real runs killed at random points, resumed, compared with the uninterrupted one
+	$(BIN)/python -m tests.kill.kill_test --kills $(or $(N),100) --signal mixed
+
+fuzz: $(VENV)/.dev                ## N generated configurations, rows and reward outputs
+	VRPO_FUZZ_CASES=$(or $(N),10000) $(BIN)/pytest -q -n 2 --timeout 0 tests/fuzz
 
 docs: $(VENV)/.run                ## regenerate the reference pages from the code
 	$(BIN)/python -m vrpo.train.catalogue > docs/metrics.md

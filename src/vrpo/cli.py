@@ -33,14 +33,21 @@ Overrides = Annotated[
 
 
 @app.command("train")
-def train_command(
+def train_command(  # noqa: PLR0917 (typer reads the options off the parameters)
     config: ConfigPath,
     set_: Overrides = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder. Default: runs/<recipe>-<algorithm>-s<seed>.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")
+        bool, typer.Option("--resume", help="Go on with the run in --out from where it stopped.")
+    ] = False,
+    checkpoint: Annotated[
+        int | None,
+        typer.Option(metavar="STEP", help="With --resume: go on from this one and delete later ones."),
+    ] = None,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="With --resume: whatever setting or data has changed.")
     ] = False,
     dry_run: Annotated[
         bool,
@@ -61,7 +68,7 @@ def train_command(
 
     _print_batch_plan(settings)
     folder = out or Path("runs") / f"{_recipe_name(config)}-{settings.algorithm.type}-s{settings.train.seed}"
-    summary = train(settings, out=folder, resume=resume)
+    summary = train(settings, out=folder, resume=resume, checkpoint=checkpoint, allow_changes=allow_changes)
     _print_accuracy(summary)
     console.print(f"run folder: {folder}", markup=False)
 

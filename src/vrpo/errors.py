@@ -6,12 +6,15 @@
     ├── ModelError      the model or tokenizer cannot be used: missing folder, no EOS token
     ├── RewardError     a reward function broke its contract for the whole step
     ├── CheckpointError a run folder or checkpoint is incomplete, damaged or of another run
-    └── NumericsError   loss, gradient or value is not finite
+    ├── NumericsError   loss, gradient or value is not finite
+    └── StorageError    the disk is full, or cannot be written
 
 The first five are the user's input: the command line prints the message alone and exits with status 2.
-`NumericsError` is a failed run: exit status 1. Every message is one line and states the value, the rule
+The last two are a failed run: exit status 1. Every message is one line and states the value, the rule
 and the fix. To add an error, subclass the nearest one here; callers catch the base classes.
 """
+
+from typing import Any
 
 
 class VrpoError(Exception):
@@ -40,6 +43,20 @@ class CheckpointError(VrpoError, ValueError):
 
 class NumericsError(VrpoError, ArithmeticError):
     """A loss, gradient or value is not finite."""
+
+    def __init__(self, message: str, *, batch: Any = None) -> None:
+        """Say what is not finite.
+
+        Args:
+            message: one line.
+            batch: the `vrpo.types.Batch` it was found in, whose worst tokens are worth writing down; None: unknown.
+        """
+        super().__init__(message)
+        self.batch = batch
+
+
+class StorageError(VrpoError, OSError):
+    """A file of the run folder could not be written; what was there before is whole."""
 
 
 INPUT_ERRORS = (ConfigError, DataError, ModelError, RewardError, CheckpointError)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.functional.mutants import assert_catches, close
 from vrpo.errors import ConfigError
-from vrpo.functional import kl_estimate
+from vrpo.functional import adaptive_kl_coef, kl_estimate
 
 
 def check_golden(estimate) -> None:
@@ -62,6 +62,22 @@ def test_k3_is_clamped_and_precise():
     # d^2 / 2 = 5e-9 near 0: exp(-d) - 1 + d written plainly gives 0 or 6e-8 in fp32
     near = kl_estimate(torch.tensor([1e-4]), torch.tensor([0.0]), kind="k3")
     assert near[0] == pytest.approx(5e-9, rel=0.01)
+
+
+def test_golden_adaptive_coefficient():
+    def check(controller) -> None:
+        given = {"target": 4.0, "horizon": 1000, "responses": 100}
+        # e = 4.4 / 4 - 1 = .1: .05 * (1 + .1 * 100 / 1000)
+        assert controller(0.05, 4.4, **given) == pytest.approx(0.0505)
+        # e = -1, cut at -.2: .05 * (1 - .02);  e = 9, cut at .2
+        assert controller(0.05, 0.0, **given) == pytest.approx(0.049)
+        assert controller(0.05, 40.0, **given) == pytest.approx(0.051)
+        assert controller(0.05, 4.0, **given) == 0.05
+
+    check(adaptive_kl_coef)
+    with pytest.raises(AssertionError):
+        check(lambda coef, kl, **g: adaptive_kl_coef(coef, kl, **g | {"target": 5.0}))
+    assert adaptive_kl_coef(0.05, 0.0, target=1.0, horizon=10, responses=1000) == 0.0
 
 
 def test_unknown_kind_is_refused():

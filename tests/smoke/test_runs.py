@@ -412,12 +412,15 @@ def test_resuming_with_other_settings_is_refused_but_more_steps_are_welcome(tmp_
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 
-def test_only_the_newest_checkpoints_are_kept_and_step_0_is_evaluated_once(tmp_path):
+def test_only_the_newest_checkpoints_and_the_best_are_kept_and_step_0_is_evaluated_once(tmp_path):
     run(small(algorithm="grpo", train={"steps": 0}), tmp_path / "run")
     assert checkpoint.steps_in(tmp_path / "run" / "checkpoints") == [0]
     config = small(algorithm="grpo", train={"checkpoint_every": 1, "keep_checkpoints": 2})
     run(config, tmp_path / "run", resume=True)
-    assert checkpoint.steps_in(tmp_path / "run" / "checkpoints") == [3, 4]
+    records = (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()
+    accuracy = {e["step"]: e["clean_greedy"] for e in map(json.loads, records)}
+    best = max(accuracy, key=lambda step: (accuracy[step], -step))
+    assert checkpoint.steps_in(tmp_path / "run" / "checkpoints") == sorted({best, 3, 4})
     evaluated = [
         json.loads(line)["step"] for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()
     ]
@@ -445,7 +448,10 @@ def test_damaged_checkpoints_are_refused_by_name(tmp_path):
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         checkpoint.verify(newest)
     weights_file.unlink()
-    with pytest.raises(CheckpointError, match=r"lacks policy/model\.safetensors"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"lacks policy/model\.safetensors, the checkpoint is damaged; there is no other",
+    ):
         checkpoint.verify(newest)
     (newest / "manifest.json").unlink()
     assert checkpoint.latest(tmp_path / "run" / "checkpoints") is None

@@ -22,7 +22,8 @@ def valued(lengths=(3,), scores=(1.0,), values=((0.0, 0.5, 0.6, 0.8),), bootstra
 
 
 def annotate(batch, **settings):
-    return Ppo(PpoConfig(**{"whiten_advantages": False, "lam": 0.5} | settings)).annotate(batch)
+    config = PpoConfig(**{"whiten_advantages": False, "lam": 0.5} | settings)
+    return Ppo(config).annotate(batch, kl_coef=config.kl_coef)
 
 
 def test_ppo_by_hand():
@@ -64,6 +65,23 @@ def test_kl_penalty_is_part_of_the_reward():
     assert Ppo(PpoConfig(kl_coef=0.1)).uses_reference and not Ppo(PpoConfig()).uses_reference
 
 
+def test_the_penalty_follows_the_coefficient_in_force_and_a_target_steers_it():
+    batch = valued()
+    ref = torch.where(batch.mask, batch.old_logp - 0.5, 0.0)
+    rule = Ppo(PpoConfig(kl_coef=0.1, kl_target=2.0, kl_horizon=100, whiten_advantages=False))
+    done = rule.annotate(batch.with_(ref_logp=ref), kl_coef=0.2)
+    torch.testing.assert_close(done.targets, torch.tensor([[0.0, 0.70, 0.80, 0.90]]))
+    # KL 2.2: e = .1, ten responses of a horizon of 100: .2 * (1 + .1 * .1); KL 0: e is cut at -.2
+    assert rule.next_kl_coef(0.2, kl=2.2, responses=10) == pytest.approx(0.202)
+    assert rule.next_kl_coef(0.2, kl=0.0, responses=10) == pytest.approx(0.196)
+    assert rule.next_kl_coef(0.2, kl=9e9, responses=10) == pytest.approx(0.204)
+    assert rule.next_kl_coef(0.2, kl=2.0, responses=10) == 0.2
+    assert rule.next_kl_coef(0.2, kl=0.0, responses=10_000) == 0.0  # never negative
+    assert Ppo(PpoConfig(kl_coef=0.1)).next_kl_coef(0.1, kl=9.0, responses=10) == 0.1
+    with pytest.raises(ValueError, match="steers nothing"):
+        PpoConfig(kl_target=2.0)
+
+
 def test_whitening_is_over_the_step():
     batch = valued((3, 2), (1.0, 0.0), ((0.0, 0.5, 0.6, 0.8), (0.0, 0.1, 0.2, 0.0)), (0.0, 0.0))
     done = annotate(batch, whiten_advantages=True)
@@ -76,7 +94,7 @@ def test_whitening_is_over_the_step():
 def test_grpo_by_hand():
     # group 0 scores 1, 0: mean .5; group 1 scores 0, 1. scale none: +-.5 on every token
     batch = make_batch()
-    done = Grpo(GrpoConfig(scale="none")).annotate(batch)
+    done = Grpo(GrpoConfig(scale="none")).annotate(batch, kl_coef=0.0)
     expected = torch.tensor([0.5, -0.5, -0.5, 0.5])[:, None] * batch.mask
     torch.testing.assert_close(done.advantages, expected)
     assert done.targets is None
@@ -87,7 +105,7 @@ def test_grpo_leaves_missing_samples_out_of_the_group():
     mask = batch.mask.clone()
     mask[2] = False
     done = Grpo(GrpoConfig(scale="none")).annotate(
-        batch.with_(mask=mask, valid=torch.tensor([True, True, False]))
+        batch.with_(mask=mask, valid=torch.tensor([True, True, False])), kl_coef=0.0
     )
     assert done.advantages.sum(dim=1).tolist() == pytest.approx([0.5, -0.5, 0.0])
 

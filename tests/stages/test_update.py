@@ -1,6 +1,7 @@
 """The update: no split of a minibatch changes the step, bad gradients make none, schedules."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from vrpo.config.learning import PpoConfig
 from vrpo.config.run import TrainConfig
 from vrpo.errors import NumericsError
 from vrpo.train.optim import adamw, schedule
-from vrpo.train.update import update
+from vrpo.train.update import Paused, UpdateStats, update
 
 SETTINGS = {
     "epochs": 1,
@@ -126,8 +127,45 @@ def test_a_gradient_that_is_not_finite_is_skipped_counted_and_finally_stops(make
     assert (stats.skipped, len(stats.grad_norms), weight.item()) == (1, 3, pytest.approx(0.7))
     assert stats.tokens == batch.num_tokens - 3
     bad.update(batch.sample_ids)
-    with pytest.raises(NumericsError, match="no gradient of the policy in this step was finite"):
+    # seven in a row are survived, in this step or over several; the eighth is not
+    earlier = UpdateStats(skipped_in_a_row=3)
+    stats = update(optimizer, batch, loss, **SETTINGS | {"minibatch": 1, "microbatch": 1}, stats=earlier)
+    assert (stats.skipped, stats.skipped_in_a_row, stats.tokens) == (4, 7, 0)
+    with pytest.raises(NumericsError, match="8 losses or gradients of the policy in a row") as caught:
         update(optimizer, batch, loss, **SETTINGS | {"minibatch": 1, "microbatch": 1, "epochs": 5})
+    assert len(caught.value.batch) == 1
+    assert weight.item() == pytest.approx(0.7)
+
+
+def test_a_loss_that_is_not_finite_makes_no_step_even_with_a_finite_gradient():
+    weight = torch.nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    stats = update(
+        optimizer, make_batch(), lambda *_: (weight + float("inf"), {}), **SETTINGS | {"microbatch": 4}
+    )
+    assert (stats.skipped, weight.item()) == (1, 1.0)
+
+
+@pytest.mark.parametrize("asked", range(8))
+def test_an_update_paused_anywhere_goes_on_to_the_same_weights(make_policy, asked):
+    start = make_policy("llama")
+    batch = on_policy(start, make_batch())
+    settings = SETTINGS | {"minibatch": 2, "microbatch": 1, "epochs": 2}
+    whole, halted = copy.deepcopy(start), copy.deepcopy(start)
+    rule = Ppo(PpoConfig())
+    rates = {"learning_rate": 1e-2, "weight_decay": 0.0}
+    expected = update(adamw(whole, **rates), batch, policy_loss(whole, rule), **settings)
+    optimizer = adamw(halted, **rates)
+    loss = policy_loss(halted, rule)
+    calls = iter(range(100))
+    stats = UpdateStats()
+    with pytest.raises(Paused):
+        update(optimizer, batch, loss, **settings, stats=stats, pause=lambda: next(calls) == asked)
+    assert stats.minibatches == asked // 2  # two micro-batches each; the half-done one is done again
+    stats = UpdateStats.from_json(json.loads(json.dumps(stats.to_json())))
+    stats = update(optimizer, batch, loss, **settings, stats=stats)
+    assert stats.to_json() == expected.to_json()
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), halted.parameters(), strict=True))
 
 
 def test_matrices_decay_and_vectors_do_not(make_policy):

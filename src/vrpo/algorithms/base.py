@@ -24,8 +24,23 @@ class Algorithm(Protocol):
     uses_reference: bool
     """Whether `annotate` or `loss` needs `batch.ref_logp`."""
 
-    def annotate(self, batch: Batch) -> Batch:
-        """The batch with `advantages` and, with a critic, `targets`; both 0 where mask is False."""
+    def annotate(self, batch: Batch, *, kl_coef: float) -> Batch:
+        """The batch with `advantages` and, with a critic, `targets`; both 0 where mask is False.
+
+        Args:
+            batch: rewards, values and reference log-probabilities are in it.
+            kl_coef: weight of the KL to the reference in force, where the rule pays it in the reward.
+        """
+        ...
+
+    def next_kl_coef(self, kl_coef: float, *, kl: float | None, responses: int) -> float:
+        """The weight of the KL in the next step.
+
+        Args:
+            kl_coef: the weight in force.
+            kl: this step's KL to the reference, nats a response; None when it is not computed.
+            responses: sampled in this step.
+        """
         ...
 
     def loss(self, logp: Tensor, entropy: Tensor, batch: Batch, *, num_tokens: int) -> tuple[Tensor, Sums]:

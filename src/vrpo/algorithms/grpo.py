@@ -26,12 +26,19 @@ class Grpo:
         self.config = config
         self.uses_reference = config.kl_coef > 0
 
-    def annotate(self, batch: Batch) -> Batch:
-        """A_t = (r - mean(group)) / std(group), the same for all tokens of a response."""
+    def annotate(self, batch: Batch, *, kl_coef: float) -> Batch:
+        """A_t = (r - mean(group)) / std(group), the same for all tokens of a response.
+
+        The KL is part of the loss, so `kl_coef` changes nothing here.
+        """
         counts = batch.mask.any(dim=1)  # neither missing nor masked for truncation
         advantage = group_advantages(batch.scores, batch.group_ids, scale=self.config.scale, valid=counts)
         tokens = torch.where(batch.mask, advantage[:, None], torch.zeros_like(batch.old_logp))
         return batch.with_(advantages=tokens)
+
+    def next_kl_coef(self, kl_coef: float, *, kl: float | None, responses: int) -> float:
+        """The same: the loss takes the configured weight."""
+        return kl_coef
 
     def loss(self, logp: Tensor, entropy: Tensor, batch: Batch, *, num_tokens: int) -> tuple[Tensor, Sums]:
         """The clipped surrogate plus kl_coef * KL to the reference per token."""

@@ -4,6 +4,7 @@ Decoupled GAE (VC-PPO, arXiv:2503.01491): `lam` for the advantages, `lam_value` 
 VRPO (arXiv:2508.03058) is this rule with a critic that filters noise: see `algorithms.critic_objective`.
 """
 
+import math
 from typing import final
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from vrpo.algorithms.base import Sums
 from vrpo.algorithms.surrogate import clipped_surrogate
 from vrpo.config.learning import PpoConfig
-from vrpo.functional import gae, kl_estimate, length_adaptive_lambda, masked_whiten
+from vrpo.functional import adaptive_kl_coef, gae, kl_estimate, length_adaptive_lambda, masked_whiten
 from vrpo.types import Batch
 
 
@@ -26,11 +27,11 @@ class Ppo:
         self.config = config
         self.uses_reference = config.kl_coef > 0
 
-    def annotate(self, batch: Batch) -> Batch:
+    def annotate(self, batch: Batch, *, kl_coef: float) -> Batch:
         """A_t = GAE(lam), whitened over the step; R_t = GAE(lam_value) + v_t."""
         config = self.config
         assert batch.values is not None and batch.bootstrap is not None, "the critic's values come first"
-        rewards = self._penalised(batch)
+        rewards = self._penalised(batch, kl_coef)
         # a response that ended has nothing after it; one that was cut may be worth V of where it was cut
         cut = batch.truncated if config.truncation == "bootstrap" else torch.zeros_like(batch.truncated)
         bootstrap = torch.where(cut, batch.bootstrap, torch.zeros_like(batch.bootstrap))
@@ -45,6 +46,15 @@ class Ppo:
             advantages = masked_whiten(advantages, batch.mask, center=True)
         return batch.with_(advantages=advantages, targets=targets)
 
+    def next_kl_coef(self, kl_coef: float, *, kl: float | None, responses: int) -> float:
+        """The same, unless `kl_target` steers it."""
+        config = self.config
+        if config.kl_target is None or kl is None or not math.isfinite(kl):
+            return kl_coef
+        return adaptive_kl_coef(
+            kl_coef, kl, target=config.kl_target, horizon=config.kl_horizon, responses=responses
+        )
+
     def loss(self, logp: Tensor, entropy: Tensor, batch: Batch, *, num_tokens: int) -> tuple[Tensor, Sums]:
         """The clipped surrogate."""
         return clipped_surrogate(
@@ -56,10 +66,10 @@ class Ppo:
             num_tokens=num_tokens,
         )
 
-    def _penalised(self, batch: Batch) -> Tensor:
+    def _penalised(self, batch: Batch, kl_coef: float) -> Tensor:
         """r_t - kl_coef * KL_t on the tokens that count."""
         if not self.uses_reference:
             return batch.rewards
         assert batch.ref_logp is not None, "the reference's log-probabilities come first"
         kl = kl_estimate(batch.old_logp, batch.ref_logp, kind=self.config.kl_estimator)
-        return batch.rewards - self.config.kl_coef * torch.where(batch.mask, kl, torch.zeros_like(kl))
+        return batch.rewards - kl_coef * torch.where(batch.mask, kl, torch.zeros_like(kl))

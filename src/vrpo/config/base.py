@@ -1,6 +1,11 @@
 """The base of every configuration section."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+LARGEST = 2**63 - 1
+"""Integers beyond this do not fit the machine's: no tensor, file or random stream could take them."""
 
 
 class Strict(BaseModel):
@@ -18,3 +23,12 @@ class Strict(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _fits_the_machine(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise ValueError(
+                f"an integer of {value.bit_length()} bits does not fit into 64; give a smaller one"
+            )
+        return value

@@ -30,11 +30,24 @@ class PpoConfig(Strict):
     """Weight of the KL to the initial model, subtracted from the reward token by token."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Per-token estimator of that KL."""
+    kl_target: float | None = Field(None, gt=0.0)
+    """When set, kl_coef is only where an adaptive controller starts that steers objective/kl, nats a response, to this."""
+    kl_horizon: int = Field(10_000, ge=1)
+    """Responses over which that controller may change the weight by a fifth of itself."""
     whiten_advantages: bool = True
     """Centre and scale the advantages over the step's valid tokens."""
     truncation: Truncation = "terminal"
     """A response cut at the length limit: `terminal` ends it with its reward; `bootstrap` adds V after the last
     token; `mask` leaves it out of every loss."""
+
+    @model_validator(mode="after")
+    def _a_target_needs_a_start(self) -> "PpoConfig":
+        if self.kl_target is not None and self.kl_coef == 0.0:
+            raise ValueError(
+                f"kl_target={self.kl_target} with kl_coef=0.0 steers nothing, since 0 times anything is 0; set kl_coef to the "
+                "weight to start with, such as 0.05"
+            )
+        return self
 
 
 class GrpoConfig(Strict):

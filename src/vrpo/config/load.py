@@ -13,6 +13,9 @@ from vrpo.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound=Strict)
 
+_NOT_A_VALUE = (ValueError, LookupError, ArithmeticError, AttributeError, TypeError, RecursionError)
+"""What PyYAML lets out for dates and numbers that are none, tags on nothing, and brackets without end."""
+
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
@@ -35,10 +38,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
-        raise ConfigError(
-            f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}; fix that line"
-        ) from error
-    except (ValueError, RecursionError) as error:  # dates and numbers that are none, brackets without end
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError(f"{path} is not valid YAML{line}: {problem}; fix that line") from error
+    except _NOT_A_VALUE as error:
         raise ConfigError(
             f"{path} holds a value that cannot be read: {error}; quote it, or correct it"
         ) from error
@@ -54,10 +56,12 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals or not all(key.split(".")):
-            raise ConfigError(f"--set {item!r} is not KEY=VALUE; write for example --set train.steps=100")
+            raise ConfigError(
+                f"--set {_short(item)} is not KEY=VALUE; write for example --set train.steps=100"
+            )
         try:
             value = yaml.load(text, Loader=_Loader)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+        except (yaml.YAMLError, *_NOT_A_VALUE) as error:
             raise ConfigError(f"--set {_short(item)}: the value is not valid YAML; quote it") from error
         data = _set(data, key.split("."), value, key)
     return data
@@ -65,6 +69,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
 
 def build(schema: type[ConfigT], data: dict[str, Any]) -> ConfigT:
     """The validated configuration."""
+    _check_keys(data, (), ())
     try:
         return schema.model_validate(data)
     except ValidationError as error:
@@ -79,6 +84,24 @@ def load(schema: type[ConfigT], path: str | Path, overrides: list[str] | None = 
 def to_yaml(config: Strict) -> str:
     """The resolved configuration: every key, in the order of the schema."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _check_keys(value: Any, path: tuple[str, ...], around: tuple[int, ...]) -> None:
+    """ConfigError unless every key is text: YAML reads `on:` as true and `1:` as a number."""
+    if not isinstance(value, (dict, list, tuple)) or id(value) in around:  # a YAML alias may hold itself
+        return
+    around = (*around, id(value))
+    if not isinstance(value, dict):
+        for inner in value:
+            _check_keys(inner, path, around)
+        return
+    for key, inner in value.items():
+        if not isinstance(key, str):
+            where = f" under {'.'.join(path)!r}" if path else ""
+            raise ConfigError(
+                f"key {_short(key)}{where} is {type(key).__name__}, and keys are text; quote it if it is meant"
+            )
+        _check_keys(inner, (*path, key), around)
 
 
 def explain_validation(schema: type[BaseModel], error: ValidationError) -> str:

@@ -15,7 +15,7 @@ from vrpo.functional.diagnostics import (
     masked_correlation,
     sibling_ranking_accuracy,
 )
-from vrpo.functional.kl import kl_estimate
+from vrpo.functional.kl import adaptive_kl_coef, kl_estimate
 from vrpo.functional.logprobs import (
     linear_kl,
     linear_logprobs_and_entropy,
@@ -33,6 +33,7 @@ from vrpo.functional.value_losses import value_mse_loss
 __all__ = [
     "PolicyLoss",
     "SampledTokens",
+    "adaptive_kl_coef",
     "auc",
     "clamped_nll",
     "debias_rewards",

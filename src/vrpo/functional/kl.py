@@ -48,3 +48,22 @@ def kl_estimate(
     d = d.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     # expm1: exp(-d) - 1 loses every digit of a KL near 0
     return torch.expm1(-d) + d
+
+
+def adaptive_kl_coef(kl_coef: float, kl: float, *, target: float, horizon: int, responses: int) -> float:
+    """The next weight of the KL penalty: a proportional controller that steers the KL to a target.
+
+        e    = clip(kl / target - 1, -0.2, 0.2)
+        next = kl_coef * (1 + e * responses / horizon)
+
+    Source: Ziegler et al. 2019, arXiv:1909.08593, section 2.2. The factor never falls below 0, whatever the sizes.
+
+    Args:
+        kl_coef: the weight in force.
+        kl: measured KL to the reference, nats a response.
+        target: wanted KL, nats a response, > 0.
+        horizon: responses over which the weight would change by its own size times e.
+        responses: responses of the step `kl` was measured on.
+    """
+    error = min(max(kl / target - 1.0, -0.2), 0.2)
+    return kl_coef * max(1.0 + error * responses / horizon, 0.0)

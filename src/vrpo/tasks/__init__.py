@@ -139,7 +139,7 @@ def _assemble(
         try:
             token_ids = encode(prompt, tokenizer, chat=chat, system_prompt=system_prompt)
         except DataError as error:
-            raise DataError(f"row {row.row_id}: {error}") from error
+            raise DataError(f"{row.label}: {error}") from error
         return Prompt(prompt_id=f"{split}/{row.row_id}", prompt=prompt, token_ids=token_ids, columns=columns)
 
     kept = []

@@ -40,9 +40,15 @@ def _choices(row: Row) -> tuple[list[str], list[str]]:
         or not all(isinstance(text, str) for text in texts)
         or not isinstance(labels, (list, tuple))
         or len(labels) < len(texts)
+        or not all(isinstance(label, str) or type(label) is int for label in labels)
     ):
         raise row.error("choices", value, "a list of 2 to 26 texts, or {text: [...], label: [...]},")
-    return list(texts), [str(label).strip().upper() for label in labels[: len(texts)]]
+    if isinstance(value, Mapping) and len(labels) != len(texts):
+        raise row.error("choices", value, "one label for each text")
+    names = [str(label).strip().upper() for label in labels[: len(texts)]]
+    if len(set(names)) < len(names):
+        raise row.error("choices", value, "a label of its own for each text")
+    return list(texts), names
 
 
 def _position(row: Row, labels: list[str]) -> int:
@@ -52,8 +58,9 @@ def _position(row: Row, labels: list[str]) -> int:
         if name in labels:
             return labels.index(name)
         # Some ARC rows count 1..4 where others use letters.
-        for scheme in (list(ascii_uppercase), [str(i + 1) for i in range(len(labels))]):
-            if name in scheme[: len(labels)]:
+        for scheme in (list(ascii_uppercase), [str(i) for i in range(1, 27)]):
+            # Where the row has a letter of its own, such as F, another letter is a mistake.
+            if name in scheme[: len(labels)] and not set(labels) & set(scheme):
                 return scheme.index(name)
     # A bare number is refused: whether it counts from 0 or 1 cannot be seen.
     raise row.error("answer", answer, f"one of the labels {labels} as text")

@@ -15,6 +15,18 @@ from vrpo.errors import DataError
 from vrpo.rng import stream_seed
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+LONGEST_NUMBER = 1024
+"""Bits of an integer that is still read: as many as a float's largest; Python writes none with 4,300 digits."""
+
+
+def shown(value: Any) -> str:
+    """The start of a value for a message, on one line whatever it is."""
+    try:
+        text = " ".join(repr(value).split())
+    # repr may be the user's code; and Python writes no number of 4,300 digits, and no list nested 1,000 deep
+    except Exception as error:
+        text = f"a {type(value).__name__} that cannot be written ({type(error).__name__})"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +42,11 @@ class Row:
     def text(self, column: str) -> str:
         """The text in `column`; numbers are written out, anything else is a DataError."""
         value = self.values.get(column)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            return str(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
+                raise self.error(column, value, f"text or a number of at most {LONGEST_NUMBER} bits")
+            if math.isfinite(value):
+                return str(value)
         if not isinstance(value, str) or not value.strip():
             raise self.error(column, value, "text")
         return value
@@ -39,13 +54,27 @@ class Row:
     def error(self, column: str, value: Any, needed: str) -> DataError:
         """The error for a bad cell."""
         return DataError(
-            f"row {self.row_id}: column {column!r} holds {value!r:.60}, {needed} is needed; correct or remove the row"
+            f"{self.label}: column {column!r} holds {shown(value)}, {needed} is needed; correct or remove the row"
         )
+
+    @property
+    def label(self) -> str:
+        """How a message names the row, on one line whatever its id is."""
+        return f"row {self.row_id if self.row_id.isprintable() else shown(self.row_id):.60}"
 
 
 def is_file(source: str) -> bool:
     """Whether `source` names a data file rather than a data set on the hub."""
     return source.lower().endswith(FILE_SUFFIXES)
+
+
+def existing_file(source: str) -> Path | None:
+    """The file of that name, `~` being the home folder; None where there is none."""
+    try:
+        path = Path(source).expanduser()
+        return path if path.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # too long for a name, with a NUL in it, the home of nobody
+        return None
 
 
 def read_rows(source: str, *, subset: str | None = None, split: str = "train") -> list[dict[str, Any]]:
@@ -61,16 +90,16 @@ def read_rows(source: str, *, subset: str | None = None, split: str = "train") -
         DataError: missing, unreadable or empty.
     """
     if is_file(source):
-        path = Path(source).expanduser()
-        if not path.is_file():
+        path = existing_file(source)
+        if path is None:
             raise DataError(
-                f"{source}: no such file; correct task.data (it is relative to the working directory)"
+                f"{shown(source) if len(source) > 300 or not source.isprintable() else source}: no such file; correct task.data (it is relative to the working directory)"
             )
         try:
             rows = _read_file(path)
         except (OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
             raise DataError(
-                f"{source}: cannot be read ({_first_line(error)}); write it again as UTF-8"
+                f"{source}: cannot be read ({first_line(error)}); write it again as UTF-8"
             ) from error
     elif HUB_NAME.fullmatch(source) and not Path(source).exists():
         rows = _read_hub(source, subset, split)
@@ -116,21 +145,21 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
 
 def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_no_key_twice)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path} line {number}: not JSON ({_json_problem(error)}); write one JSON object per line"
         ) from error
     if not isinstance(row, dict):
         raise DataError(
-            f"{path} line {number}: {line.strip():.40} is not an object; write one JSON object per line"
+            f"{path} line {number}: {shown(row)} is not an object; write one JSON object per line"
         )
     return row
 
 
 def _parse_json(path: Path, text: str) -> list[dict[str, Any]]:
     try:
-        rows = json.loads(text)
+        rows = json.loads(text, object_pairs_hook=_no_key_twice)
     except (ValueError, RecursionError) as error:
         where = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(f"{path}{where}: not JSON ({_json_problem(error)}); correct the file") from error
@@ -139,9 +168,18 @@ def _parse_json(path: Path, text: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Python keeps the last one; which one was meant cannot be known.
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {shown(next(n for n in names if names.count(n) > 1))} stands twice")
+    return found
+
+
 def _json_problem(error: ValueError | RecursionError) -> str:
     # Besides malformed text there are numbers too long, and lists nested too deep, for Python to read.
-    return error.msg if isinstance(error, json.JSONDecodeError) else _first_line(error)
+    return error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
@@ -152,7 +190,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
     except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path}: not a parquet file ({_first_line(error)}); write it again") from error
+        raise DataError(f"{path}: not a parquet file ({first_line(error)}); write it again") from error
 
 
 def _read_hub(name: str, subset: str | None, split: str) -> list[dict[str, Any]]:
@@ -163,12 +201,13 @@ def _read_hub(name: str, subset: str | None, split: str) -> list[dict[str, Any]]
     # The hub client raises more kinds than it documents (connection, permission, missing subset or split).
     except Exception as error:
         raise DataError(
-            f"{name}: cannot load split {split!r} from the hub ({type(error).__name__}: {_first_line(error)}); check the "
+            f"{name}: cannot load split {split!r} from the hub ({type(error).__name__}: {first_line(error)}); check the "
             "name and the network, or give a file"
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, cut to a length that fits a message."""
     return (str(error).splitlines() or [""])[0][:200]
 
 
@@ -186,13 +225,18 @@ def name_rows(rows: Any, *, columns: Mapping[str, str], required: Sequence[str],
         raise DataError(
             f"{source}: a list of dicts is needed, at least one; give rows such as {{'prompt': ...}}"
         )
+    unnamed = next((name for row in rows for name in row if not isinstance(name, str)), "")
+    if not isinstance(unnamed, str):
+        raise DataError(
+            f"{source}: column {shown(unnamed)} has no name, but reward functions get columns by name; name columns with text"
+        )
     theirs = set(columns.values())
     existing = list(dict.fromkeys(name for row in rows for name in row))
     for ours in (*columns, *required):
         name = columns.get(ours, ours)
         if name not in existing:
             raise DataError(
-                f"{source}: no column {name!r}, there is {existing}; say which one it is with "
+                f"{source}: no column {name!r}, there is {_names(existing)}; say which one it is with "
                 f"task.columns: {{{ours}: <name>}}"
             )
     values = [
@@ -201,11 +245,23 @@ def name_rows(rows: Any, *, columns: Mapping[str, str], required: Sequence[str],
         for row in rows
     ]
     ids = [row.get("id") for row in values]
-    unique = all(isinstance(i, (str, int)) for i in ids) and len({str(i) for i in ids}) == len(ids)
+    unique = all(map(_names_a_row, ids)) and len({str(i) for i in ids}) == len(ids)
     return [
         Row(str(i) if unique else str(number), row)
         for number, (i, row) in enumerate(zip(ids, values, strict=True))
     ]
+
+
+def _names(existing: list[str], *, limit: int = 300) -> str:
+    text = repr(existing)
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(existing)} columns)"
+
+
+def _names_a_row(value: Any) -> bool:
+    # an id names random streams and stands in files, which take no half a character
+    if isinstance(value, str):
+        return not any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, int) and value.bit_length() <= LONGEST_NUMBER
 
 
 def hold_out(rows: Sequence[Row], *, holdout: float, key: str, source: str) -> tuple[list[Row], list[Row]]:
@@ -213,7 +269,7 @@ def hold_out(rows: Sequence[Row], *, holdout: float, key: str, source: str) -> t
 
     About `holdout` of the rows are held out, and at least one distinct question lands on either side.
     """
-    hashes = {row.row_id: stream_seed(0, "holdout", repr(row.values.get(key))) for row in rows}
+    hashes = {row.row_id: stream_seed(0, "holdout", _written(row, key)) for row in rows}
     order = sorted(set(hashes.values()))
     if len(order) < 2:
         raise DataError(
@@ -222,3 +278,11 @@ def hold_out(rows: Sequence[Row], *, holdout: float, key: str, source: str) -> t
     threshold = min(max(int(holdout * 2.0**63), order[0] + 1), order[-1])
     train = [row for row in rows if hashes[row.row_id] >= threshold]
     return train, [row for row in rows if hashes[row.row_id] < threshold]
+
+
+def _written(row: Row, key: str) -> str:
+    value = row.values.get(key)
+    try:
+        return repr(value)
+    except (ValueError, RecursionError) as error:
+        raise row.error(key, value, "text") from error

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from vrpo.errors import DataError
+from vrpo.tasks.data import first_line, shown
 from vrpo.types import Message
 
 
@@ -32,7 +33,7 @@ def encode(
     """
     if not len(prompt):
         raise DataError("the prompt is empty; give at least one character or message, or remove the row")
-    texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    texts = [prompt] if isinstance(prompt, str) else [text for message in prompt for text in message.values()]
     for text in (*texts, system_prompt or ""):
         _check_unicode(text)
     if isinstance(prompt, str) and not (tokenizer.chat_template is not None if chat is None else chat):
@@ -81,5 +82,5 @@ def _apply_template(messages: list[dict[str, Any]], tokenizer: Any) -> list[int]
     except Exception as error:
         roles = [message["role"] for message in messages]
         raise DataError(
-            f"the chat template refuses messages with roles {roles}: {error}; reorder or remove messages"
+            f"the chat template refuses messages with roles {shown(roles)}: {first_line(error)}; reorder or remove messages"
         ) from error

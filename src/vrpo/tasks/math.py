@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vrpo.errors import DataError
-from vrpo.tasks.data import Row
+from vrpo.tasks.data import Row, first_line
 
 REQUIRED = ("question", "answer")
 
@@ -15,7 +15,7 @@ def fill(template: str, row: Row, values: Mapping[str, Any]) -> str:
         return template.format_map(values)
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise DataError(
-            f"task.template cannot be filled for row {row.row_id} ({type(error).__name__}: {error}); its columns are "
+            f"task.template cannot be filled for {row.label} ({type(error).__name__}: {first_line(error)}); its columns are "
             f"{sorted(values)}, and a literal brace is written twice"
         ) from error
 

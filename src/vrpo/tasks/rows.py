@@ -24,4 +24,12 @@ def rows_prompt(row: Row) -> tuple[str | tuple[Message, ...], dict[str, Any]]:
             or not isinstance(message.get("content"), str)
         ):
             raise row.error("prompt", message, "{'role': <text>, 'content': <text>} for each message")
-    return tuple({"role": m["role"], "content": m["content"]} for m in value), columns
+    return tuple(_message(row, message) for message in value), columns
+
+
+def _message(row: Row, message: Mapping[Any, Any]) -> Message:
+    """The message with all its texts, such as `name`. Data sets of several kinds of messages fill up with null."""
+    kept = {key: text for key, text in message.items() if text is not None}
+    if not all(isinstance(part, str) for part in (*kept, *kept.values())):
+        raise row.error("prompt", message, "a message of texts alone")
+    return kept

@@ -1,6 +1,8 @@
 """What every task gives: an endless training stream and a fixed evaluation set."""
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Protocol, final, runtime_checkable
@@ -141,6 +143,15 @@ class Task:
                     f"{drop}lower rollout.max_completion_length"
                 )
 
+    def fingerprint(self) -> str:
+        """SHA-256 over sizes, ids, tokens and columns of every checked prompt: does a resumed run read the same data?"""
+        digest = hashlib.sha256(f"{self._name} {self.train_size} {self.eval_size}".encode())
+        for prompt in self._checked():
+            digest.update(prompt.prompt_id.encode("utf-8", "backslashreplace"))
+            digest.update(np.ascontiguousarray(prompt.token_ids).tobytes())
+            digest.update(_stable(prompt.columns).encode("utf-8", "backslashreplace"))
+        return digest.hexdigest()
+
     def describe(self) -> str:
         """One line: the task, its sizes, and what was left out."""
         return f"{self._name}: {self.train_size:,} train rows, {self.eval_size:,} held out{self._note}"
@@ -150,3 +161,11 @@ class Task:
             size = len(prompts) if self._check_first is None else min(self._check_first, len(prompts))
             for row in range(size):
                 yield prompts[row]
+
+
+def _stable(columns: Mapping[str, Any]) -> str:
+    """Text of the columns that is the same in every process: an object's repr may hold its address."""
+    try:
+        return json.dumps(list(columns.items()), default=lambda value: type(value).__name__, skipkeys=True)
+    except (ValueError, RecursionError):  # a number of 4,300 digits, a list in itself or nested 1,000 deep
+        return json.dumps([(name, type(value).__name__) for name, value in columns.items()])

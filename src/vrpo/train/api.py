@@ -12,7 +12,7 @@ from vrpo.rewards import named
 from vrpo.tasks import task_from_rows
 from vrpo.train.loop import train as run_loop
 from vrpo.train.progress import Display, Terminal
-from vrpo.train.run import Ingredients, Run, build_run, load_ingredients
+from vrpo.train.run import Ingredients, Resume, Run, build_run, load_ingredients
 from vrpo.types import EvalResult
 
 
@@ -22,6 +22,8 @@ def train(
     out: str | Path,
     overrides: Sequence[str] = (),
     resume: bool = False,
+    checkpoint: int | None = None,
+    allow_changes: bool = False,
     display: Display | None = None,
 ) -> dict[str, Any]:
     """Train what a configuration describes.
@@ -30,7 +32,9 @@ def train(
         config: a `vrpo.Config`, or the path of a YAML file or recipe folder.
         out: the run folder.
         overrides: `"a.b=value"` settings on top of a file.
-        resume: go on from the newest checkpoint in `out`.
+        resume: go on with the run in `out` from where it stopped.
+        checkpoint: with `resume`, go on from this step's checkpoint instead; later ones are deleted.
+        allow_changes: with `resume`, go on although the configuration or the data is another one.
         display: told about progress; a terminal bar when None.
 
     Returns:
@@ -41,7 +45,8 @@ def train(
     """
     if not isinstance(config, Config):
         config = load(Config, config, list(overrides))
-    run = build_run(config, load_ingredients(config), out=Path(out), resume=resume)
+    how = _resume(resume, checkpoint, allow_changes)
+    run = build_run(config, load_ingredients(config), out=Path(out), resume=how)
     return run_loop(run, display or Terminal())
 
 
@@ -109,8 +114,15 @@ class Trainer:
         self._out = Path(output_dir)
         self._run: Run | None = None
 
-    def train(self, *, resume: bool = False, display: Display | None = None) -> dict[str, Any]:
-        """Train to the last step; the content of summary.json.
+    def train(
+        self,
+        *,
+        resume: bool = False,
+        checkpoint: int | None = None,
+        allow_changes: bool = False,
+        display: Display | None = None,
+    ) -> dict[str, Any]:
+        """Train to the last step; the content of summary.json. The arguments are those of `vrpo.train`.
 
         Raises:
             ConfigError: this trainer has trained already: its model is no longer the initial one, which critic
@@ -120,7 +132,8 @@ class Trainer:
             raise ConfigError(
                 "this Trainer has trained already; make a new one from the initial model to train or resume"
             )
-        self._run = build_run(self.config, self._ingredients, out=self._out, resume=resume)
+        how = _resume(resume, checkpoint, allow_changes)
+        self._run = build_run(self.config, self._ingredients, out=self._out, resume=how)
         return run_loop(self._run, display or Terminal())
 
     def evaluate(self) -> EvalResult:
@@ -132,6 +145,12 @@ class Trainer:
     def save_model(self, folder: str | Path) -> None:
         """The policy as an ordinary Hugging Face folder."""
         self._ingredients.policy.save_pretrained(Path(folder))
+
+
+def _resume(resume: bool, checkpoint: int | None, allow_changes: bool) -> Resume | None:
+    if not resume and (checkpoint is not None or allow_changes):
+        raise ConfigError("a checkpoint or allowed changes are for a run that goes on; add --resume")
+    return Resume(step=checkpoint, allow_changes=allow_changes) if resume else None
 
 
 def _check_arguments(config: object, functions: object, weights: object) -> None:

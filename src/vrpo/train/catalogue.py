@@ -41,6 +41,7 @@ METRICS: dict[str, MetricDoc] = {
     "policy/clipfrac_low": _D("clipped share with A < 0 and ratio < 1 - cliprange", "like clipfrac_high", "much larger than clipfrac_high: negative samples dominate"),
     "policy/clipfrac_high": _D("clipped share with A > 0 and ratio > 1 + cliprange_high", "like clipfrac_low", "much larger than clipfrac_low: the policy is sharpening fast"),
     "policy/entropy_avg": _D("-sum_v pi log pi, mean over tokens, nats", "falls slowly", "near 0: collapse; rises steadily: the reward carries no signal"),
+    "policy/perplexity": _D("exp(-mean over sampled tokens of log pi)", "falls slowly", "near 1: the policy repeats one response"),
     "policy/grad_norm": _D("gradient norm before clipping, mean over optimizer steps", "steady", "spikes: extreme advantages or a too high learning rate"),
     "policy/skipped_updates": _D("optimizer steps not made because the gradient was not finite", "0", "above 0: look at rollouts.jsonl of that step"),
     "policy/corr_advantage_entropy": _D("Pearson correlation over tokens of |A_t| and the policy's entropy", "above 0: credit lands on undecided tokens", "near 0 for long: advantages do not depend on the token"),

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from vrpo.types import Metrics
@@ -11,16 +11,24 @@ from vrpo.types import Metrics
 class Clock:
     """Wall seconds per phase of one step."""
 
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = defaultdict(float)
-        self._started = time.perf_counter()
+    def __init__(self, seconds: Mapping[str, float] | None = None) -> None:
+        """Start; `seconds` are phases that an earlier process has timed."""
+        self._seconds: dict[str, float] = defaultdict(float, seconds or {})
+        self._started = time.perf_counter() - sum(self._seconds.values())
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Phase -> seconds so far."""
+        return dict(self._seconds)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time what happens inside."""
         start = time.perf_counter()
-        yield
-        self._seconds[name] += time.perf_counter() - start
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.perf_counter() - start
 
     def metrics(self, *, completion_tokens: int) -> Metrics:
         """time/* in seconds and tokens_per_second/*, in completion tokens."""
@@ -28,9 +36,10 @@ class Clock:
         metrics = {f"time/{name}": seconds for name, seconds in self._seconds.items()}
         metrics["time/step"] = total
         metrics["tokens_per_second/step"] = completion_tokens / total
-        if self._seconds["rollout"] > 0:
-            metrics["tokens_per_second/rollout"] = completion_tokens / self._seconds["rollout"]
-        learning = self._seconds["critic"] + self._seconds["policy"]
+        rollout = self._seconds.get("rollout", 0.0)
+        if rollout > 0:
+            metrics["tokens_per_second/rollout"] = completion_tokens / rollout
+        learning = self._seconds.get("critic", 0.0) + self._seconds.get("policy", 0.0)
         if learning > 0:
             metrics["tokens_per_second/update"] = completion_tokens / learning
         return metrics

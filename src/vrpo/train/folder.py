@@ -1,21 +1,25 @@
 """The run folder: what a run leaves behind.
 
 config.yaml        the resolved configuration
+run.json           format of this folder, and hashes of what the configuration only names
 environment.json   machine, versions, commit
+sessions.jsonl     one line a process that worked on the run: when, where, from which step, what had changed
 metrics.jsonl      one line a step, written when the step is complete
 rollouts.jsonl     some responses of every step with both rewards
 evaluations.jsonl  one line an evaluation on held-out prompts
-checkpoints/       step-N/
+warnings.jsonl     what the collapse watch saw
+checkpoints/       step-N/, and paused/ after a stop in the middle of a step
 summary.json       final numbers
 """
 
 import importlib.metadata
 import json
-import math
 import os
 import platform
+import socket
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +28,20 @@ import yaml
 
 from vrpo.config import read_yaml
 from vrpo.errors import CheckpointError
+from vrpo.train.files import append_line, finite, flush_file, read_lines, replace_file, storing
+from vrpo.train.lock import RunLock
+from vrpo.train.same_run import changed_settings, check_changes, not_exact_because
 from vrpo.types import EvalResult, ScoredRollout
+
+FORMAT = 2
+"""Version of the layout above. 1 had no run.json."""
 
 ROLLOUTS_KEPT = 8
 """Responses of each step written to rollouts.jsonl."""
 
-MAY_CHANGE = frozenset(
-    f"train.{key}"
-    for key in (
-        "steps",
-        "eval_every",
-        "eval_prompts",
-        "eval_samples",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "microbatch",
-        "threads",
-    )
-) | {"model.device", "rollout.batch_size"}
-"""Settings a resumed run may have otherwise than before; any other change would make it another run.
-
-`train.steps` stretches what is a share of the run from there on: decaying learning rates and beta's warm-up.
-"""
-
 
 class RunFolder:
-    """Writes and reads one run folder. Every line is flushed when it is written; whole files are replaced at once."""
+    """Writes and reads one run folder. Every line is one write; whole files are replaced at once."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -57,9 +49,34 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.rollouts = self.path / "rollouts.jsonl"
         self.evaluations = self.path / "evaluations.jsonl"
+        self.warnings = self.path / "warnings.jsonl"
+        self.sessions = self.path / "sessions.jsonl"
+        self._lock: RunLock | None = None
 
-    def create(self, *, config_yaml: str, resume: bool) -> None:
-        """Make the folder, or refuse one that already holds a run unless it is to be resumed."""
+    @property
+    def records(self) -> tuple[Path, ...]:
+        """Files with lines that belong to a step."""
+        return (self.metrics, self.rollouts, self.evaluations, self.warnings)
+
+    def open(
+        self, *, config_yaml: str, inputs: Mapping[str, str], resume: bool, allow_changes: bool = False
+    ) -> list[str]:
+        """Make the folder, or take one up again, and lock it until `close`.
+
+        Args:
+            config_yaml: the resolved configuration.
+            inputs: hashes of what it only names.
+            resume: go on with the run the folder holds.
+            allow_changes: whatever has changed.
+
+        Returns:
+            What has changed since the run was started, a line each.
+
+        Raises:
+            CheckpointError: the folder holds a run and is not to be resumed, or holds none and is; another
+                process works in it; another version wrote it; changes that make it another run.
+            StorageError: it cannot be written.
+        """
         saved = self.path / "config.yaml"
         if saved.exists() and not resume:
             raise CheckpointError(
@@ -69,18 +86,34 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.path} holds no run to go on with; leave out --resume, or correct --out"
             )
-        if resume:
-            _check_same_run(read_yaml(saved), yaml.safe_load(config_yaml), self.path)
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(
                 f"cannot make the run folder {self.path}: {error.strerror}; choose another --out"
             ) from error
-        for path in (self.metrics, self.rollouts, self.evaluations):
-            path.touch()
+        self._lock = RunLock(self.path)
+        changes, now = [], environment()
+        if resume:
+            before = self._read_run()
+            changed = changed_settings(read_yaml(saved), yaml.safe_load(config_yaml))
+            differing = [name for name, digest in inputs.items() if before["inputs"].get(name) != digest]
+            changes = check_changes(self.path, changed, differing, allow_changes=allow_changes)
+            changes += [f"not exact to the bit: {x}" for x in not_exact_because(self._environment(), now)]
+        for path in self.records:
+            with storing(path):
+                path.touch()
+        # config.yaml comes last: a folder that has it has everything
+        self.write_json("run.json", {"format": FORMAT, "inputs": dict(inputs)})
+        self.write_json("environment.json", now)
+        append_line(self.sessions, {"since": _now(), "pid": os.getpid(), "changes": changes, **now})
         self.write("config.yaml", config_yaml)
-        self.write_json("environment.json", environment())
+        return changes
+
+    def close(self) -> None:
+        """Give the lock back; again is no error."""
+        if self._lock is not None:
+            self._lock.release()
 
     def write(self, name: str, text: str) -> None:
         """Replace a file at once: a reader sees the old text or the new, never half of it."""
@@ -88,18 +121,13 @@ class RunFolder:
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
         """Replace a JSON file at once; NaN is written as null."""
-        self.write(name, json.dumps(_finite(data), indent=2) + "\n")
+        self.write(name, json.dumps(finite(data), indent=2) + "\n")
 
-    def append(self, path: Path, record: Mapping[str, Any]) -> None:
-        """Add one line."""
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(record), ensure_ascii=False) + "\n")
-
-    def append_rollouts(self, step: int, scored: Sequence[ScoredRollout]) -> None:
-        """Add the first few responses of a step, and every one whose reward failed."""
-        for index, s in enumerate(scored):
-            if index < ROLLOUTS_KEPT or s.errors:
-                self.append(self.rollouts, {"step": step, **_readable(s)})
+    def append_step(self, step: int, metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Record a complete step: its rows of rollouts.jsonl, then its line of metrics.jsonl."""
+        for row in rows:
+            append_line(self.rollouts, {"step": step, **row})
+        append_line(self.metrics, {"step": step, **metrics})
 
     def append_evaluation(self, step: int, result: EvalResult) -> None:
         """Add the clean accuracy at a step."""
@@ -111,50 +139,72 @@ class RunFolder:
             "samples": result.samples,
             "missing": result.missing,
         }
-        self.append(self.evaluations, record)
+        append_line(self.evaluations, record)
+
+    def append_warning(self, step: int, kind: str, message: str) -> None:
+        """Add what the collapse watch saw."""
+        append_line(self.warnings, {"step": step, "kind": kind, "message": message})
+
+    def flush(self) -> None:
+        """Wait until the disk has every line: a checkpoint must not be safer than the records it continues."""
+        for path in self.records:
+            flush_file(path)
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines of steps after `step`: a resumed run writes them again."""
-        for path in (self.metrics, self.rollouts, self.evaluations):
+        """Drop the lines of steps after `step`, and a torn one: a resumed run writes them again.
+
+        Raises:
+            CheckpointError: metrics.jsonl lacks a step up to `step`, or has one twice.
+        """
+        for path in self.records:
             if path.exists():
-                kept = [line for record, line in _lines(path) if record["step"] <= step]
+                kept = [line for record, line in read_lines(path) if record["step"] <= step]
                 replace_file(path, "".join(kept))
+        found = [record["step"] for record in self.read_metrics()]
+        if found != list(range(1, step + 1)) and step >= 0:
+            wrong = next((i for i, s in enumerate(found, start=1) if s != i), len(found) + 1)
+            raise CheckpointError(
+                f"{self.metrics} has no step {wrong} in its place, the checkpoint is of step {step}; restore the file, or "
+                "start the run again in another --out"
+            )
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
-        return [record for record, _ in _lines(self.metrics)]
+        return [record for record, _ in read_lines(self.metrics)]
 
     def read_evaluations(self) -> list[dict[str, Any]]:
         """The lines of evaluations.jsonl."""
-        return [record for record, _ in _lines(self.evaluations)]
+        return [record for record, _ in read_lines(self.evaluations)]
 
+    def read_warnings(self) -> list[dict[str, Any]]:
+        """The lines of warnings.jsonl."""
+        return [record for record, _ in read_lines(self.warnings)]
 
-def _lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Complete lines of a JSONL file, parsed and raw; a last line without its newline was torn off and is skipped."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
-                return
-            try:
-                record = json.loads(line)
-                record["step"]
-            except (ValueError, TypeError, KeyError) as error:
-                raise CheckpointError(
-                    f"line {number} of {path} is damaged; remove that line, or start the run again in another --out"
-                ) from error
-            yield record, line
+    def _read_run(self) -> dict[str, Any]:
+        """run.json, of this version."""
+        path = self.path / "run.json"
+        try:
+            data = dict(json.loads(path.read_text(encoding="utf-8")))
+            written, inputs = data["format"], dict(data["inputs"])
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{self.path} has folder format 1, this version of vrpo goes on with format {FORMAT}; use the version "
+                "that wrote it, or choose another --out"
+            ) from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{path} is damaged; choose another --out") from error
+        if written != FORMAT:
+            raise CheckpointError(
+                f"{self.path} has folder format {written}, this version of vrpo goes on with format {FORMAT}; use the "
+                "version that wrote it, or choose another --out"
+            )
+        return {"inputs": inputs}
 
-
-def replace_file(path: Path, text: str) -> None:
-    """Write `text` to `path` through a temporary file beside it and a rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    def _environment(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.path / "environment.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # only says whether the result will be exact
+            return {}
 
 
 def environment() -> dict[str, Any]:
@@ -162,6 +212,7 @@ def environment() -> dict[str, Any]:
     names = ("vrpo", "torch", "transformers", "numpy", "datasets", "peft", "math-verify", "pydantic")
     cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
+        "host": socket.gethostname(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.machine(),
@@ -171,6 +222,34 @@ def environment() -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in names},
         "commit": _commit(),
     }
+
+
+def readable(scored: Sequence[ScoredRollout]) -> list[dict[str, Any]]:
+    """The first few responses of a step, and every one whose reward failed, as lines of rollouts.jsonl."""
+    return [
+        {
+            "sample_id": s.rollout.sample_id,
+            "prompt_id": s.rollout.prompt.prompt_id,
+            "prompt": _written(s.rollout.prompt.prompt),
+            "completion": s.rollout.completion,
+            "stop": s.rollout.stop,
+            "tokens": s.rollout.num_actions,
+            "parts": dict(s.parts),
+            "clean_reward": s.clean_reward,
+            "reward": s.reward,
+            "errors": list(s.errors),
+        }
+        for index, s in enumerate(scored)
+        if index < ROLLOUTS_KEPT or s.errors
+    ]
+
+
+def _written(prompt: Any) -> Any:
+    return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _commit() -> str | None:
@@ -186,52 +265,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
-
-
-def _readable(s: ScoredRollout) -> dict[str, Any]:
-    prompt = s.rollout.prompt
-    return {
-        "sample_id": s.rollout.sample_id,
-        "prompt_id": prompt.prompt_id,
-        "prompt": prompt.prompt if isinstance(prompt.prompt, str) else [dict(m) for m in prompt.prompt],
-        "completion": s.rollout.completion,
-        "stop": s.rollout.stop,
-        "tokens": s.rollout.num_actions,
-        "parts": dict(s.parts),
-        "clean_reward": s.clean_reward,
-        "reward": s.reward,
-        "errors": list(s.errors),
-    }
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: null instead."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return value
-
-
-def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to resume with settings that would make it another run."""
-    old, new = _flat(before), _flat(now)
-    changed = [
-        key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in MAY_CHANGE
-    ]
-    if changed:
-        key = min(changed)
-        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise CheckpointError(
-            f"{folder} was started with {key}={old.get(key)!r}, now it is {new.get(key)!r}{more}; resume with the run's own "
-            "config.yaml, or choose another --out"
-        )
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

@@ -1,6 +1,10 @@
-"""Stage 6 of a step: the critic's passes over the data, then the policy's."""
+"""Stage 6 of a step: the critic's passes over the data, then the policy's.
 
-from dataclasses import replace
+Both can be paused between two micro-batches and gone on with: `Prepared.critic` and `Prepared.policy` say how
+far they are. Nothing else of the learner than weights and optimizer moments changes here.
+"""
+
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -8,18 +12,18 @@ from vrpo.algorithms.base import Sums
 from vrpo.algorithms.critic_objective import Denominators
 from vrpo.train.metrics import critic_update_metrics
 from vrpo.train.optim import schedule, set_learning_rate
+from vrpo.train.prepared import Prepared
 from vrpo.train.run import Run
-from vrpo.train.update import UpdateStats, update
+from vrpo.train.update import update
 from vrpo.types import Batch, Metrics
 
 
-def update_critic(run: Run, batch: Batch, step: int) -> Metrics:
+def update_critic(run: Run, prepared: Prepared, *, pause: Callable[[], bool]) -> Metrics:
     """`critic.epochs` passes of the value model over the step's data."""
     learner, objective, section = run.learner, run.objective, run.config.critic
     if objective is None or section is None or learner.critic is None or learner.critic_optimizer is None:
         return {}
-    critic, train = learner.critic, run.config.train
-    learner.critic_state = objective.observe_returns(batch, learner.critic_state)
+    critic, train, batch, step = learner.critic, run.config.train, prepared.batch, prepared.step
     beta = objective.beta(learner.critic_state)
     set_learning_rate(learner.critic_optimizer, section.learning_rate * schedule(train, step=step - 1))
     stats = update(
@@ -39,19 +43,18 @@ def update_critic(run: Run, batch: Batch, step: int) -> Metrics:
         max_grad_norm=train.max_grad_norm,
         seed=train.seed,
         labels=("critic", step),
-    )
-    learner.critic_state = replace(
-        learner.critic_state, updates=learner.critic_state.updates + len(stats.grad_norms)
+        stats=prepared.critic,
+        pause=pause,
     )
     return critic_update_metrics(stats, beta=beta, batch=batch)
 
 
-def update_policy(run: Run, batch: Batch, step: int) -> UpdateStats:
+def update_policy(run: Run, prepared: Prepared, *, pause: Callable[[], bool]) -> None:
     """`train.epochs` passes of the policy, once the critic is warm."""
-    learner, train = run.learner, run.config.train
+    learner, train, step = run.learner, run.config.train, prepared.step
     if step <= run.critic_warmup:
         set_learning_rate(learner.policy_optimizer, 0.0)
-        return UpdateStats()
+        return
     rate = train.learning_rate * schedule(train, step=step - 1, start=run.critic_warmup)
     set_learning_rate(learner.policy_optimizer, rate)
 
@@ -61,9 +64,9 @@ def update_policy(run: Run, batch: Batch, step: int) -> UpdateStats:
         )
         return run.algorithm.loss(logp, entropy, micro, num_tokens=whole.num_tokens)
 
-    stats = update(
+    update(
         learner.policy_optimizer,
-        batch,
+        prepared.batch,
         loss,
         epochs=train.epochs,
         minibatch=train.minibatch,
@@ -71,6 +74,6 @@ def update_policy(run: Run, batch: Batch, step: int) -> UpdateStats:
         max_grad_norm=train.max_grad_norm,
         seed=train.seed,
         labels=("policy", step),
+        stats=prepared.policy,
+        pause=pause,
     )
-    learner.policy_version += bool(stats.grad_norms)
-    return stats

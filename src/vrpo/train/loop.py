@@ -6,19 +6,30 @@
 
 Nothing here runs beside anything else: a step's samples come from the weights the last step left, and are
 used once. The loop knows no algorithm by name and does no arithmetic on tensors.
+
+A step has two halves. `_prepare` changes nothing, so a signal may end it anywhere. `_learn` moves weights, and
+can be left between two micro-batches and gone on with by another process.
 """
 
 import time
+from dataclasses import replace
 
+from vrpo.errors import NumericsError
 from vrpo.rollout import collate
 from vrpo.train import checkpoint
 from vrpo.train.clock import Clock
+from vrpo.train.files import finite
+from vrpo.train.folder import readable
 from vrpo.train.learning import update_critic, update_policy
 from vrpo.train.metrics import critic_metrics, policy_metrics, reward_metrics, rollout_metrics
+from vrpo.train.milestones import due, evaluate_if_due, save_whole_step, watch, write_worst_tokens
+from vrpo.train.numerics import not_finite
+from vrpo.train.prepared import Prepared
 from vrpo.train.progress import Display
 from vrpo.train.run import Run
-from vrpo.train.signals import stop_requested
+from vrpo.train.signals import GivenUp, StopRequest, stop_requested
 from vrpo.train.summary import summarise
+from vrpo.train.update import Paused, UpdateStats
 from vrpo.train.values import evaluate_batch
 from vrpo.types import Metrics, to_device
 
@@ -27,37 +38,57 @@ def train(run: Run, display: Display) -> dict[str, object]:
     """Train to the last step, recording everything in the run folder; the run's summary.
 
     Raises:
-        vrpo.train.signals.Stopped: SIGINT or SIGTERM came; a checkpoint of the last whole step is on disk.
+        vrpo.train.signals.Stopped: SIGINT or SIGTERM came; a checkpoint that loses no update is on disk.
+        NumericsError: the numbers went bad; the worst tokens are in worst_tokens.json.
     """
-    config, learner = run.config.train, run.learner
     started = time.perf_counter()
-    display.start(run.name, first=learner.step, steps=config.steps, note=run.task.describe())
+    note = "\n".join([run.task.describe(), *(f"changed: {line}" for line in run.changes)])
+    display.start(run.name, first=run.learner.step, steps=run.config.train.steps, note=note)
     try:
         with stop_requested() as stop:
-            if not run.folder.read_evaluations():
-                _evaluate(run, display)
-            while learner.step < config.steps and stop.signal is None:
-                step = learner.step + 1
-                metrics = _step(run, step)
-                learner.step = step
-                run.folder.append(run.folder.metrics, {"step": step, **metrics})
-                display.step(step, metrics)
-                if step == config.steps or _due(step, config.eval_every):
-                    _evaluate(run, display)
-                if _due(step, config.checkpoint_every):
-                    checkpoint.save(run.folder.checkpoints, learner, keep=config.keep_checkpoints)
-            if learner.step not in checkpoint.steps_in(run.folder.checkpoints):
-                checkpoint.save(run.folder.checkpoints, learner, keep=config.keep_checkpoints)
+            try:
+                _steps(run, display, stop)
+            except GivenUp:
+                pass  # nothing has changed since the last whole step
+            except Paused:
+                checkpoint.save(run.folder.checkpoints, run.learner, paused=run.paused)
+            except NumericsError as error:
+                write_worst_tokens(run, error)
+                raise
+            if run.paused is None:
+                save_whole_step(run)
             stop.leave_if_asked(run.folder.path)
+        summary = summarise(run.folder, run.config, seconds=time.perf_counter() - started)
+        run.folder.write_json("summary.json", summary)
+        return summary
     finally:
         display.finish()
-    summary = summarise(run.folder, run.config, seconds=time.perf_counter() - started)
-    run.folder.write_json("summary.json", summary)
-    return summary
+        run.close()
 
 
-def _step(run: Run, step: int) -> Metrics:
-    """One step: from prompts to new weights and the line that describes it."""
+def _steps(run: Run, display: Display, stop: StopRequest) -> None:
+    """Every step that is left, each with what is due after it."""
+    config, learner = run.config.train, run.learner
+    history = run.folder.read_metrics()
+    evaluate_if_due(run, display, stop)
+    while learner.step < config.steps:
+        if run.paused is None:
+            with stop.abandonable():
+                prepared = _prepare(run, learner.step + 1)
+            learner.critic_state, run.paused = prepared.critic_state, prepared
+        metrics = _learn(run, run.paused, stop)
+        run.folder.append_step(learner.step, metrics, run.paused.rows)
+        run.paused = None
+        display.step(learner.step, metrics)
+        history.append(finite(metrics))
+        watch(run, history, display)
+        evaluate_if_due(run, display, stop)
+        if due(learner.step, config.checkpoint_every):
+            save_whole_step(run)
+
+
+def _prepare(run: Run, step: int) -> Prepared:
+    """Stages 1 to 5: from prompts to a batch to learn from. Changes nothing."""
     config, clock = run.config, Clock()
 
     # 1 prompts: a function of the seed and the step alone
@@ -80,7 +111,7 @@ def _step(run: Run, step: int) -> Metrics:
 
     # 4 values: the frozen reference and the critic read the sampled tokens, before any update
     with clock.phase("values"):
-        batch, run.learner.critic_state = evaluate_batch(
+        batch, critic_state = evaluate_batch(
             batch,
             reference=run.reference if run.reads_reference else None,
             critic=run.learner.critic,
@@ -91,35 +122,67 @@ def _step(run: Run, step: int) -> Metrics:
         )
 
     # 5 advantages and value targets
-    batch = run.algorithm.annotate(batch)
+    batch = run.algorithm.annotate(batch, kl_coef=run.learner.kl_coef)
+    if (problem := not_finite(batch)) is not None:
+        raise NumericsError(
+            f"{problem}; nothing can be learned from this step, start again with a lower learning rate",
+            batch=batch,
+        )
+    if run.objective is not None:
+        critic_state = run.objective.observe_returns(batch, critic_state)
+
+    skipped = run.learner.skipped_in_a_row
+    return Prepared(
+        step=step,
+        batch=batch,
+        metrics={
+            "episode": float(step * config.train.completions_per_step),
+            **reward_metrics(batch, kl_coef=run.learner.kl_coef),
+            **rollout_metrics(scored),
+            **critic_metrics(batch),
+        },
+        rows=readable(scored),
+        tokens=sum(s.rollout.num_actions for s in scored),
+        critic_state=critic_state,
+        critic=UpdateStats(skipped_in_a_row=skipped["critic"]),
+        policy=UpdateStats(skipped_in_a_row=skipped["policy"]),
+        clock=clock,
+    )
+
+
+def _learn(run: Run, prepared: Prepared, stop: StopRequest) -> Metrics:
+    """Stages 6 and 7: new weights, and the line that describes the step.
+
+    Raises:
+        Paused: a signal came; `prepared` says how far the updates are.
+    """
+    learner, clock = run.learner, prepared.clock
 
     # 6 losses and optimizer steps: the critic first, then the policy unless the critic is still warming up
     with clock.phase("critic"):
-        learned = update_critic(run, batch, step)
+        learned = update_critic(run, prepared, pause=stop)
     with clock.phase("policy"):
-        policy_stats = update_policy(run, batch, step)
+        update_policy(run, prepared, pause=stop)
+
+    # what the next step starts from: everything but the weights changes here, at once
+    learner.step = prepared.step
+    learner.policy_version += bool(prepared.policy.grad_norms)
+    learner.critic_state = replace(
+        learner.critic_state, updates=learner.critic_state.updates + len(prepared.critic.grad_norms)
+    )
+    learner.skipped_in_a_row = {
+        "critic": prepared.critic.skipped_in_a_row,
+        "policy": prepared.policy.skipped_in_a_row,
+    }
+    learner.kl_coef = run.algorithm.next_kl_coef(
+        learner.kl_coef, kl=prepared.metrics.get("objective/kl"), responses=len(prepared.batch)
+    )
 
     # 7 metrics: what the critic knew before the update, what the updates did, what the noise did
-    tokens = sum(s.rollout.num_actions for s in scored)
-    run.folder.append_rollouts(step, scored)
     return {
-        "episode": float(step * config.train.completions_per_step),
-        **reward_metrics(batch, kl_coef=config.algorithm.kl_coef),
-        **rollout_metrics(scored),
-        **critic_metrics(batch),
+        **prepared.metrics,
         **learned,
-        **policy_metrics(policy_stats),
+        **policy_metrics(prepared.policy),
         **run.learning_rates(),
-        **clock.metrics(completion_tokens=tokens),
+        **clock.metrics(completion_tokens=prepared.tokens),
     }
-
-
-def _evaluate(run: Run, display: Display) -> None:
-    """Clean accuracy of the weights as they are now."""
-    result = run.evaluate()
-    display.evaluation(run.learner.step, result)
-    run.folder.append_evaluation(run.learner.step, result)
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

@@ -37,6 +37,7 @@ def rollout_metrics(scored: Sequence[ScoredRollout]) -> Metrics:
         "val/num_eos_tokens": float(sum(s.rollout.stop == "eos" for s in scored)),
         "objective/entropy": float(-sum(s.rollout.policy_logprobs.sum() for s in scored) / len(scored)),
         "sampling/kept_mass": _kept_mass(scored),
+        "policy/perplexity": _perplexity(scored),
         "rewards/errors": float(sum(bool(s.errors) for s in scored)),
         "rewards/missing": float(sum(s.reward is None for s in scored)),
     }
@@ -44,6 +45,13 @@ def rollout_metrics(scored: Sequence[ScoredRollout]) -> Metrics:
         values = [v for s in scored if (v := s.parts.get(name)) is not None]
         metrics[f"rewards/{name}/mean"] = _mean(values)
     return metrics
+
+
+def _perplexity(scored: Sequence[ScoredRollout]) -> float:
+    """exp(-mean log pi) over the sampled tokens."""
+    total = sum(s.rollout.num_actions for s in scored)
+    logp = sum(float(s.rollout.policy_logprobs.sum(dtype="float64")) for s in scored)
+    return math.exp(min(-logp / max(total, 1), 700.0))  # beyond that it would overflow
 
 
 def _kept_mass(scored: Sequence[ScoredRollout]) -> float:

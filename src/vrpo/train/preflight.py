@@ -19,20 +19,16 @@ def check_files(config: Config) -> None:
         raise ConfigError(f"{lacking} is required; add it to the configuration")
     critic_path = config.critic.path if config.critic is not None else None
     for key, path in (("model.path", config.model.path), ("critic.path", critic_path)):
-        if path is not None and looks_local(path) and not Path(path).expanduser().is_dir():
+        if path is not None and looks_local(path) and not _is_dir(path):
             raise ModelError(f"{key}={path!r}: there is no such folder; give a model folder or a hub name")
     for function in config.rewards.functions:
-        if isinstance(function, FunctionReward) and not Path(function.file).is_file():
+        if isinstance(function, FunctionReward) and not _is_file(function.file):
             raise ConfigError(
                 f"reward file {function.file!r} does not exist; the path is relative to the working directory"
             )
     if isinstance(config.task, DataTask):
         for key, name in (("task.data", config.task.data), ("task.eval_data", config.task.eval_data)):
-            if (
-                name is not None
-                and name.lower().endswith(FILE_SUFFIXES)
-                and not Path(name).expanduser().is_file()
-            ):
+            if name is not None and name.lower().endswith(FILE_SUFFIXES) and not _is_file(name, home=True):
                 raise DataError(
                     f"{key}={name!r}: there is no such file; the path is relative to the working directory"
                 )
@@ -40,4 +36,22 @@ def check_files(config: Config) -> None:
 
 def looks_local(path: str) -> bool:
     """Whether a model path means a folder rather than a hub name: hub names are `name` or `owner/name`."""
-    return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).is_dir()
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or _is_dir(path)
+
+
+def _is_dir(path: str) -> bool:
+    try:
+        return Path(path).expanduser().is_dir()
+    except _NO_NAME:
+        return False
+
+
+def _is_file(path: str, *, home: bool = False) -> bool:
+    try:
+        return (Path(path).expanduser() if home else Path(path)).is_file()
+    except _NO_NAME:
+        return False
+
+
+_NO_NAME = (OSError, ValueError, RuntimeError)
+"""What Python raises for a name that no file can have: too long, with a NUL in it, in the home of nobody."""

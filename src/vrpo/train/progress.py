@@ -3,6 +3,7 @@
 from typing import Protocol, runtime_checkable
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vrpo.types import EvalResult, Metrics
@@ -27,6 +28,10 @@ class Display(Protocol):
         """Held-out prompts were evaluated."""
         ...
 
+    def warning(self, step: int, message: str) -> None:
+        """Something looks like a collapse."""
+        ...
+
     def finish(self) -> None:
         """The run is complete."""
         ...
@@ -40,6 +45,8 @@ class Quiet:
     def step(self, step: int, metrics: Metrics) -> None: ...
 
     def evaluation(self, step: int, result: EvalResult) -> None: ...
+
+    def warning(self, step: int, message: str) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -90,6 +97,10 @@ class Terminal:
             self.console.print(
                 f"{self._name} step {step}  clean accuracy: greedy {result.greedy:.3f}, sampled {result.sampled:.3f}"
             )
+
+    def warning(self, step: int, message: str) -> None:
+        """Print it above the bar."""
+        self.console.print(f"[yellow]warning[/yellow] at step {step}: {escape(message)}")
 
     def finish(self) -> None:
         """Close the bar."""

@@ -20,9 +20,11 @@ from vrpo.train.evaluate import evaluate
 from vrpo.train.fit import check_fit
 from vrpo.train.folder import RunFolder
 from vrpo.train.optim import adamw
+from vrpo.train.prepared import Prepared
 from vrpo.train.pseudo_labels import check_votes, majority_labels
+from vrpo.train.same_run import inputs_of
 from vrpo.train.values import ReferenceFeatures
-from vrpo.types import EvalResult, Metrics, Prompt
+from vrpo.types import EvalResult, Metrics, Prompt, to_device
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,6 +44,17 @@ class Run:
     learner: Learner
     device: torch.device
     pad_id: int
+    changes: Sequence[str] = ()
+    """What is otherwise than when the run was started, a line each."""
+    paused: Prepared | None = None
+    """The step that a stop interrupted, to be gone on with."""
+    threads_before: int = 1
+    """torch's CPU threads in the process that this run is a guest of."""
+
+    def close(self) -> None:
+        """Give the run folder and the thread count back; again is no error."""
+        torch.set_num_threads(self.threads_before)
+        self.folder.close()
 
     @property
     def name(self) -> str:
@@ -80,6 +93,16 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """How to go on with the run a folder holds."""
+
+    step: int | None = None
+    """Checkpoint to go on from; later ones are deleted. None: where the run stopped."""
+    allow_changes: bool = False
+    """Go on with another configuration or other data."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ingredients:
     """What a run is made from besides its configuration. From Python these may be the user's own objects."""
 
@@ -110,33 +133,49 @@ def load_ingredients(config: Config) -> Ingredients:
     return Ingredients(policy=policy, task=build_task(config.task, policy.tokenizer))
 
 
-def build_run(config: Config, ingredients: Ingredients, *, out: Path, resume: bool) -> Run:
-    """Put a run together and, when resuming, set it back to its newest whole checkpoint.
+def build_run(config: Config, ingredients: Ingredients, *, out: Path, resume: Resume | None = None) -> Run:
+    """Put a run together and, when resuming, set it back to where it stopped.
+
+    Args:
+        config: the configuration.
+        ingredients: model, task and further reward functions.
+        out: the run folder; it is locked until `Run.close`.
+        resume: how to go on with the run that `out` holds; None starts one.
 
     Raises:
         ConfigError, DataError, ModelError, CheckpointError: the user's input does not fit together.
     """
+    folder, threads_before = RunFolder(out), torch.get_num_threads()
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
+    try:
+        run = _build(config, ingredients, folder, _build_rewards(config, ingredients), resume)
+        run.threads_before = threads_before
+        return run
+    except BaseException:  # a refused run must not leave a lock behind
+        torch.set_num_threads(threads_before)
+        folder.close()
+        raise
+
+
+def _build(
+    config: Config, ingredients: Ingredients, folder: RunFolder, rewards: "_Rewards", resume: Resume | None
+) -> Run:
     policy, task = ingredients.policy, ingredients.task
-    labels: dict[str, str | None] = {}  # filled below: the vote needs a run folder, which needs a sound run
-    rewards = build_rewards(
-        config.rewards,
-        seed=config.train.seed,
-        extra_functions=ingredients.functions,
-        answers=task.answers,
-        labels=labels,
-    )
     check_votes(config.rewards, task)
-    check_fit(task, policy, rewards, max_completion_length=config.rollout.max_completion_length)
+    check_fit(task, policy, rewards.pipeline, max_completion_length=config.rollout.max_completion_length)
     algorithm = build_algorithm(config.algorithm)
     engine = TorchEngine(policy, policy.tokenizer, config.rollout, seed=config.train.seed)
     critic, objective = _build_critic(config, policy, algorithm)
     uses_reference = algorithm.uses_reference or (objective is not None and objective.uses_reference)
     reference = policy.reference() if uses_reference else None
-    folder = RunFolder(out)
-    folder.create(config_yaml=to_yaml(config), resume=resume)
-    labels.update(majority_labels(config.rewards, engine, task, folder))
+    changes = folder.open(
+        config_yaml=to_yaml(config),
+        inputs=inputs_of(config, policy, task),
+        resume=resume is not None,
+        allow_changes=resume is not None and resume.allow_changes,
+    )
+    rewards.labels.update(majority_labels(config.rewards, engine, task, folder))
     learner = Learner(
         policy=policy,
         policy_optimizer=adamw(
@@ -147,6 +186,7 @@ def build_run(config: Config, ingredients: Ingredients, *, out: Path, resume: bo
         if critic is None or config.critic is None
         else adamw(critic, learning_rate=config.critic.learning_rate, weight_decay=config.train.weight_decay),
         critic_state=CriticState(),
+        kl_coef=config.algorithm.kl_coef,
     )
     run = Run(
         config=config,
@@ -154,7 +194,7 @@ def build_run(config: Config, ingredients: Ingredients, *, out: Path, resume: bo
         task=task,
         eval_prompts=task.eval_prompts(config.train.eval_prompts),
         engine=engine,
-        rewards=rewards,
+        rewards=rewards.pipeline,
         algorithm=algorithm,
         objective=objective,
         reference=reference,
@@ -162,10 +202,31 @@ def build_run(config: Config, ingredients: Ingredients, *, out: Path, resume: bo
         learner=learner,
         device=policy.device,
         pad_id=int(policy.tokenizer.pad_token_id),
+        changes=changes,
     )
-    if resume:
-        _resume(run)
+    if resume is not None:
+        _go_on(run, resume)
     return run
+
+
+@dataclass(frozen=True, slots=True)
+class _Rewards:
+    """The pipeline, and the votes it reads, which are counted later: a vote needs a run folder, that a sound run."""
+
+    pipeline: RewardPipeline
+    labels: dict[str, str | None]
+
+
+def _build_rewards(config: Config, ingredients: Ingredients) -> _Rewards:
+    labels: dict[str, str | None] = {}
+    pipeline = build_rewards(
+        config.rewards,
+        seed=config.train.seed,
+        extra_functions=ingredients.functions,
+        answers=ingredients.task.answers,
+        labels=labels,
+    )
+    return _Rewards(pipeline, labels)
 
 
 def _build_critic(
@@ -185,15 +246,29 @@ def _build_critic(
     return critic, CriticObjective(config.critic, total_updates=total, seed=config.train.seed)
 
 
-def _resume(run: Run) -> None:
-    """Weights, optimizer state and records as they were after the newest checkpoint's step."""
-    newest = checkpoint.latest(run.folder.checkpoints)
-    if newest is None:
+def _go_on(run: Run, resume: Resume) -> None:
+    """Weights, optimizer state and records as they were where the run is to go on."""
+    checkpoints = run.folder.checkpoints
+    checkpoint.clean_up(checkpoints)
+    if resume.step is None:
+        path = checkpoint.latest(checkpoints)
+    else:
+        path = checkpoints / f"step-{resume.step}"
+        available = checkpoint.steps_in(checkpoints)
+        if resume.step not in available:
+            raise CheckpointError(
+                f"{run.folder.path} has no checkpoint of step {resume.step}; there are {', '.join(map(str, available)) or 'none'}"
+            )
+    if path is None:
         run.folder.forget_after(-1)  # killed before its first checkpoint: from the start, with a clean record
         return
-    checkpoint.restore(newest, run.learner)
+    run.paused = checkpoint.restore(path, run.learner)
+    if run.paused is not None:
+        run.paused.batch = to_device(run.paused.batch, run.device)
     if run.learner.step > run.config.train.steps:
         raise CheckpointError(
-            f"{newest} is past train.steps={run.config.train.steps}; raise train.steps to go on from it"
+            f"{path} is past train.steps={run.config.train.steps}; raise train.steps to go on from it"
         )
+    if resume.step is not None:
+        checkpoint.forget_after(checkpoints, resume.step)
     run.folder.forget_after(run.learner.step)

@@ -15,8 +15,8 @@ from vrpo.rewards import build_rewards
 from vrpo.rollout import TorchEngine
 from vrpo.tasks import build_task
 from vrpo.train.evaluate import evaluate
+from vrpo.train.files import replace_file
 from vrpo.train.fit import check_fit
-from vrpo.train.folder import replace_file
 from vrpo.train.optim import adamw, set_learning_rate
 from vrpo.types import Prompt
 

@@ -1,4 +1,8 @@
-"""SIGINT and SIGTERM: finish the step, write a checkpoint, exit 130 or 143. A second signal exits at once."""
+"""SIGINT and SIGTERM: stop soon, lose nothing, exit 130 or 143. A second signal ends the process at once.
+
+Work that changes no state (sampling, judging, evaluating) is given up where it stands; an update is left between
+two micro-batches. What the loop then writes is what a resumed run needs to end at the same bits.
+"""
 
 import signal
 import threading
@@ -16,11 +20,35 @@ class Stopped(Exception):
         self.exit_code = 128 + signum
 
 
+class GivenUp(BaseException):
+    """Unwinds work that changes no state. No Exception: a reward function's `except` must not swallow it."""
+
+
 class StopRequest:
     """Whether a signal has come."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._may_unwind = False
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self.signal is not None
+
+    @contextmanager
+    def abandonable(self) -> Iterator[None]:
+        """Inside, a signal raises `GivenUp` wherever the main thread is, in a stuck reward function too.
+
+        Raises:
+            GivenUp: a signal comes inside, or has come before.
+        """
+        self._may_unwind = True
+        try:
+            if self():
+                raise GivenUp
+            yield
+        finally:
+            self._may_unwind = False
 
     def leave_if_asked(self, folder: Path) -> None:
         """Raise `Stopped` when a signal has come."""
@@ -32,6 +60,9 @@ class StopRequest:
         self.signal = signum
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
+        if self._may_unwind:
+            self._may_unwind = False
+            raise GivenUp
 
 
 @contextmanager

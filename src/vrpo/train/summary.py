@@ -5,7 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from vrpo.config import Config
+from vrpo.train import checkpoint
 from vrpo.train.folder import RunFolder
+
+KIND = "rewards/errors/"
+"""Start of the metrics that count reward errors of one kind."""
 
 FINAL_STEPS = 10
 """Steps at the end that the averages are taken over."""
@@ -44,11 +48,19 @@ def summarise(folder: RunFolder, config: Config, *, seconds: float) -> dict[str,
             (x for line in lines if (x := line.get("sampling/trainer_kl")) is not None), default=None
         ),
         "reward_errors": sum(line["rewards/errors"] for line in lines),
+        "reward_errors_by_kind": {
+            name.removeprefix(KIND): sum(line.get(name) or 0.0 for line in lines)
+            for name in sorted({name for line in lines for name in line if name.startswith(KIND)})
+        },
         "rewards_missing": sum(line["rewards/missing"] for line in lines),
         "skipped_updates": sum(
             line.get(name) or 0.0
             for line in lines
             for name in ("policy/skipped_updates", "val/skipped_updates")
+        ),
+        "warnings": [f"step {w['step']}: {w['message']}" for w in folder.read_warnings()],
+        "best_checkpoint": checkpoint.best_of(
+            checkpoint.steps_in(folder.checkpoints), {e["step"]: e["clean_greedy"] for e in evaluations}
         ),
         "seconds": seconds,
     }

@@ -8,8 +8,9 @@ not depend on how the minibatch was split.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +24,22 @@ from vrpo.types import Batch
 LossFn = Callable[[Batch, Batch, int], tuple[Tensor, Sums]]
 """(micro-batch, its minibatch, pass over the data) -> its share of the loss, sums over its tokens."""
 
+MAX_SKIPPED_IN_A_ROW = 8
+"""Optimizer steps that may be skipped one after the other, over steps of the loop too, before the run stops."""
+
+
+class Paused(Exception):
+    """The run was asked to stop between two micro-batches; the statistics say how far the update came."""
+
 
 @dataclass(slots=True)
 class UpdateStats:
-    """What one step's passes over the data gave."""
+    """What one step's passes over the data gave, and how far they are: enough to go on from a pause."""
 
+    minibatches: int = 0
+    """Minibatches dealt with so far, over all passes."""
+    skipped_in_a_row: int = 0
+    """Optimizer steps skipped since the last one that was made, earlier steps of the loop included."""
     sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Metric -> sum over all tokens seen; a token counts once per pass."""
     tokens: int = 0
@@ -37,6 +49,17 @@ class UpdateStats:
     """Optimizer steps not made because the gradient was not finite."""
     first: dict[str, float] = field(default_factory=dict)
     """The sums of the first minibatch, divided by its tokens: the weights have not moved yet there."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON takes it; floats come back bit for bit."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "UpdateStats":
+        """What `to_json` gave."""
+        stats = cls(**data)
+        stats.sums = defaultdict(float, stats.sums)
+        return stats
 
     def mean(self, name: str) -> float:
         """Token mean of a metric; NaN when no token was seen."""
@@ -59,56 +82,91 @@ def update(
     max_grad_norm: float,
     seed: int,
     labels: tuple[str | int, ...],
+    stats: UpdateStats | None = None,
+    pause: Callable[[], bool] = lambda: False,
 ) -> UpdateStats:
     """`epochs` passes over the batch in minibatches of `minibatch` sequences, each one optimizer step.
 
     The order is drawn from the stream (seed, *labels, pass). A minibatch in which no token counts makes no
-    step. A gradient that is not finite makes no step either and is counted.
+    step. A loss or gradient that is not finite makes no step either and is counted.
+
+    Args:
+        optimizer: of the weights that `loss_fn` differentiates.
+        batch: the step's data, annotated.
+        loss_fn: see `LossFn`.
+        epochs: passes over the batch.
+        minibatch: sequences of an optimizer step.
+        microbatch: sequences of a forward-backward pass; memory only.
+        max_grad_norm: gradients are scaled down to this norm.
+        seed: the run's seed.
+        labels: name of the stream the order is drawn from; the first names the network in messages.
+        stats: what is added to; one that has seen minibatches already goes on after them.
+        pause: asked before every micro-batch.
 
     Raises:
-        NumericsError: no gradient of the whole batch was finite.
+        Paused: `pause` said so. The weights are those after `stats.minibatches`.
+        NumericsError: MAX_SKIPPED_IN_A_ROW optimizer steps in a row were skipped. Its `batch` is the last minibatch.
     """
-    stats = UpdateStats()
+    stats = UpdateStats() if stats is None else stats
     parameters = list(parameters_of(optimizer))
+    number = 0
     for epoch in range(epochs):
         order = torch.from_numpy(stream(seed, *labels, epoch).permutation(len(batch)))
         for rows in order.split(minibatch):
-            whole = batch.select(rows.to(batch.input_ids.device))
-            if whole.num_tokens == 0:
+            number += 1
+            if number <= stats.minibatches:
                 continue
-            optimizer.zero_grad(set_to_none=True)
-            sums = _accumulate(whole, loss_fn, microbatch=microbatch, epoch=epoch)
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
-            if not stats.first:  # minibatches without tokens make no step, so the weights have not moved
-                stats.first = {name: value / whole.num_tokens for name, value in sums.items()}
-            if math.isfinite(norm):
-                optimizer.step()
-                stats.grad_norms.append(norm)
-                stats.tokens += whole.num_tokens
-                for name, value in sums.items():
-                    stats.sums[name] += value
-            else:
-                stats.skipped += 1
-    if stats.skipped and not stats.grad_norms:
-        raise NumericsError(
-            f"no gradient of the {labels[0]} in this step was finite ({stats.skipped} optimizer steps skipped); lower its "
-            "learning rate, or look for extreme rewards in rollouts.jsonl"
-        )
+            whole = batch.select(rows.to(batch.input_ids.device))
+            if whole.num_tokens:
+                optimizer.zero_grad(set_to_none=True)
+                loss, sums = _accumulate(whole, loss_fn, microbatch=microbatch, epoch=epoch, pause=pause)
+                norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+                finite = math.isfinite(norm) and math.isfinite(loss)
+                if finite:
+                    optimizer.step()
+                _count(stats, whole, sums, norm=norm, finite=finite)
+                if stats.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+                    raise NumericsError(
+                        f"{stats.skipped_in_a_row} losses or gradients of the {labels[0]} in a row were not finite; lower its "
+                        "learning rate, or look for extreme rewards among the tokens in worst_tokens.json",
+                        batch=whole,
+                    )
+            stats.minibatches = number
     optimizer.zero_grad(set_to_none=True)
     return stats
 
 
-def _accumulate(whole: Batch, loss_fn: LossFn, *, microbatch: int, epoch: int) -> dict[str, float]:
-    """Backward through every micro-batch of one optimizer step; the sums of its metrics."""
-    sums: dict[str, float] = defaultdict(float)
+def _accumulate(
+    whole: Batch, loss_fn: LossFn, *, microbatch: int, epoch: int, pause: Callable[[], bool]
+) -> tuple[float, dict[str, float]]:
+    """Backward through every micro-batch of one optimizer step; the loss and the sums of its metrics."""
+    total, sums = 0.0, defaultdict[str, float](float)
     for micro in split(whole, microbatch):
+        if pause():
+            raise Paused
         if micro.num_tokens == 0:
             continue
         loss, part = loss_fn(micro, whole, epoch)
         loss.backward()
+        total += float(loss.detach())
         for name, value in part.items():
             sums[name] += value
-    return sums
+    return total, sums
+
+
+def _count(stats: UpdateStats, whole: Batch, sums: Mapping[str, float], *, norm: float, finite: bool) -> None:
+    """Add one minibatch to the statistics."""
+    if not stats.first:  # minibatches without tokens make no step, so the weights have not moved
+        stats.first = {name: value / whole.num_tokens for name, value in sums.items()}
+    if not finite:
+        stats.skipped += 1
+        stats.skipped_in_a_row += 1
+        return
+    stats.skipped_in_a_row = 0
+    stats.grad_norms.append(norm)
+    stats.tokens += whole.num_tokens
+    for name, value in sums.items():
+        stats.sums[name] += value
 
 
 def split(batch: Batch, size: int) -> Iterator[Batch]:

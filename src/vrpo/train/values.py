@@ -73,7 +73,8 @@ def _check_finite(values: Tensor, micro: Batch) -> None:
         row = int(bad.any(dim=1).nonzero()[0])
         raise NumericsError(
             f"the critic's value of sample {micro.sample_ids[row]} is not finite; start again with a lower "
-            "critic.learning_rate"
+            "critic.learning_rate",
+            batch=micro,
         )
 
 

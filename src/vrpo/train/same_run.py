@@ -1,0 +1,128 @@
+"""Is this the run the folder holds? What may change when a run goes on, and what would make it another one."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vrpo.config import Config
+from vrpo.config.rewards import FunctionReward
+from vrpo.errors import CheckpointError
+from vrpo.models import Policy
+from vrpo.tasks import Task
+
+MAY_CHANGE = frozenset(
+    f"train.{key}"
+    for key in (
+        "steps",
+        "eval_every",
+        "eval_prompts",
+        "eval_samples",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "microbatch",
+        "threads",
+    )
+) | {"model.device", "rollout.batch_size", "rewards.max_failed"}
+"""Settings a resumed run may have otherwise than before; any other change would make it another run.
+
+`train.steps` stretches what is a share of the run from there on: decaying learning rates and beta's warm-up.
+"""
+
+HOW_A_FUNCTION_IS_CALLED = frozenset(
+    {"isolation", "timeout", "retries", "concurrency", "memory_limit", "on_error"}
+)
+"""Settings of one reward function that say how it is called, not what it says: they may change too."""
+
+EXACT_ONLY_WITH = ("platform", "processor", "torch_threads", "gpu", "versions")
+"""What of environment.json a bit-for-bit result depends on."""
+
+
+def inputs_of(config: Config, policy: Policy, task: Task) -> dict[str, str]:
+    """Hashes of what a configuration only names: initial weights, data, reward files."""
+    found = {"initial model": _weights_hash(policy), "data": task.fingerprint()}
+    for function in config.rewards.functions:
+        if isinstance(function, FunctionReward):
+            found[f"reward file {function.file}"] = hashlib.sha256(
+                Path(function.file).read_bytes()
+            ).hexdigest()
+    return found
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Setting -> (old, new), for those that differ."""
+    old, new = _flat(before), _flat(now)
+    return {
+        key: (old.get(key), new.get(key))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
+
+
+def check_changes(
+    folder: Path, changed: Mapping[str, tuple[Any, Any]], inputs: Sequence[str], *, allow_changes: bool
+) -> list[str]:
+    """One line per change, to be shown.
+
+    Args:
+        folder: for the message.
+        changed: settings with their old and new values.
+        inputs: names of inputs whose content differs.
+        allow_changes: go on with anything.
+
+    Raises:
+        CheckpointError: a change that makes it another run, and it is not allowed.
+    """
+    harmful = [key for key in changed if not _harmless(key)]
+    lines = [f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()]
+    lines += [f"{name}: its content has changed" for name in inputs]
+    if (harmful or inputs) and not allow_changes:
+        first = (
+            f"{harmful[0]}={changed[harmful[0]][0]!r}, now it is {changed[harmful[0]][1]!r}"
+            if harmful
+            else f"another {inputs[0]}"
+        )
+        count = len(harmful) + len(inputs)
+        more = f" (and {count - 1} more changes)" if count > 1 else ""
+        raise CheckpointError(
+            f"{folder} was started with {first}{more}; resume with the run's own config.yaml and files, choose another "
+            "--out, or accept another run with --allow-changes"
+        )
+    return lines
+
+
+def not_exact_because(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Differences of two environments after which a resumed run cannot be the uninterrupted one to the bit."""
+    old, new = (_flat({key: e.get(key) for key in EXACT_ONLY_WITH}) for e in (before, now))
+    return [f"{key}: {old.get(key)} -> {new[key]}" for key in sorted(new) if old.get(key) != new[key]]
+
+
+def _harmless(key: str) -> bool:
+    return key in MAY_CHANGE or (
+        key.startswith("rewards.functions.") and key.rpartition(".")[2] in HOW_A_FUNCTION_IS_CALLED
+    )
+
+
+def _weights_hash(policy: Policy) -> str:
+    """Of shapes and up to 4096 spread-out numbers a tensor: enough to tell two models apart, quick on a large one."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(policy.named_parameters()):
+        values = weight.detach().flatten()
+        values = values[:: max(len(values) // 4096, 1)]
+        digest.update(f"{name}{list(weight.shape)}".encode())
+        digest.update(np.ascontiguousarray(values.float().cpu().numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        items = {str(i): item for i, item in enumerate(value)} if _is_sections(value) else value
+        flat |= _flat(items, f"{prefix}{key}.") if isinstance(items, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _is_sections(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)

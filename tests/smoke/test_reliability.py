@@ -1,0 +1,444 @@
+"""What can go wrong from outside: kills, signals, full disks, damaged and hostile files, two runs in one folder."""
+
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+import vrpo
+from tests.smoke.test_runs import SMALL, cli, lines, python_config, rows, run, same, small, weights
+from vrpo.config import Config
+from vrpo.config.presets import merge
+from vrpo.errors import CheckpointError, ConfigError, StorageError
+from vrpo.train import checkpoint, files, prepared
+from vrpo.train.folder import RunFolder
+from vrpo.train.lock import RunLock
+from vrpo.train.progress import Quiet
+from vrpo.train.signals import Stopped
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals, locks and limits")
+
+STEPPED = {"train": {"epochs": 2, "steps": 2, "checkpoint_every": 1}, "critic": {"warmup_steps": 0}}
+"""Per step: 2 passes of 2 minibatches of 2 micro-batches for critic and for policy, 16 micro-batches in all."""
+
+
+def records(out: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (out / name).read_text().splitlines()]
+
+
+def assert_same_run(a: Path, b: Path, step: int) -> None:
+    assert lines(a) == lines(b)
+    for name in ("rollouts.jsonl", "evaluations.jsonl", "warnings.jsonl"):
+        assert (a / name).read_bytes() == (b / name).read_bytes()
+    assert same(weights(a, step), weights(b, step))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    run(small(**STEPPED), out / "run")
+    return out / "run"
+
+
+# signals
+
+
+@pytest.mark.parametrize("microbatch", [1, 2, 6, 9, 15])
+def test_a_signal_in_an_update_stops_before_the_next_microbatch_and_nothing_is_lost(
+    tmp_path, whole, monkeypatch, microbatch
+):
+    """SIGTERM at one of the 16 micro-batches of step 2: `paused` holds the step, and the resumed run is the whole one."""
+    seen = []
+    split = vrpo.train.update.split
+
+    def counting(batch, size):
+        for micro in split(batch, size):
+            seen.append(len(seen))
+            if len(seen) == 16 + microbatch:
+                signal.raise_signal(signal.SIGTERM)
+            yield micro
+
+    monkeypatch.setattr(vrpo.train.update, "split", counting)
+    with pytest.raises(Stopped) as caught:
+        run(small(**STEPPED), tmp_path / "run")
+    monkeypatch.undo()
+    assert caught.value.exit_code == 143
+    assert len(seen) == 16 + microbatch
+    assert (tmp_path / "run" / "checkpoints" / "paused" / prepared.BATCH_FILE).is_file()
+    assert [m["step"] for m in lines(tmp_path / "run")] == [1]
+    run(small(**STEPPED), tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", whole, 2)
+    assert not (tmp_path / "run" / "checkpoints" / "paused").exists()
+
+
+def test_a_signal_while_a_reward_function_is_stuck_stops_at_once(tmp_path):
+    """The second step's reward sleeps for a minute and swallows every Exception."""
+    calls = []
+
+    def stuck(prompts, completions, **columns):
+        calls.append(len(completions))
+        if len(calls) == 4:  # two evaluations (greedy, sampled), step 1, step 2
+            try:
+                time.sleep(60)
+            except Exception:
+                return [0.0] * len(completions)
+        return [float(len(c)) for c in completions]
+
+    def trainer(out: Path) -> vrpo.Trainer:
+        return vrpo.Trainer(
+            model="vrpo:tiny",
+            reward_funcs=stuck,
+            train_dataset=rows(),
+            config=python_config(),
+            output_dir=out,
+        )
+
+    timer = threading.Timer(8.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    started = time.perf_counter()
+    with pytest.raises(Stopped) as caught:
+        trainer(tmp_path / "run").train(display=Quiet())
+    timer.cancel()
+    assert caught.value.exit_code == 130
+    assert time.perf_counter() - started < 30
+    assert checkpoint.steps_in(tmp_path / "run" / "checkpoints") == [1]
+    trainer(tmp_path / "run").train(resume=True, display=Quiet())
+    calls[:] = [0] * 4  # never stuck again
+    trainer(tmp_path / "whole").train(display=Quiet())
+    assert_same_run(tmp_path / "run", tmp_path / "whole", 2)
+
+
+def test_a_second_signal_ends_the_process_at_once(tmp_path):
+    script = tmp_path / "stuck.py"
+    script.write_text(
+        "import signal, time\n"
+        "from vrpo.train.signals import stop_requested\n"
+        "with stop_requested() as stop:\n"
+        "    print('ready', flush=True)\n"
+        "    while True:\n"
+        "        time.sleep(0.05)\n"
+        "        if stop():\n"
+        "            print('asked', flush=True)\n"
+        "            time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "asked\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=5) == -signal.SIGTERM
+
+
+def test_an_evaluation_that_was_given_up_is_made_when_the_run_goes_on(tmp_path):
+    class Interrupt(Quiet):
+        def step(self, step, metrics):
+            if step == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    config = small(algorithm="grpo", train={"steps": 3})
+    run(config, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        vrpo.train(config, out=tmp_path / "run", display=Interrupt())
+    assert [e["step"] for e in records(tmp_path / "run", "evaluations.jsonl")] == [0]
+    run(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole", 3)
+
+
+def test_an_adaptive_kl_weight_and_skipped_updates_survive_a_resume(tmp_path):
+    algorithm = {"type": "ppo", "kl_coef": 0.1, "kl_target": 0.5, "kl_horizon": 64}
+    config = small(algorithm=algorithm, train={"checkpoint_every": 2, "steps": 4})
+    run(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-4")
+    run(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole", 4)
+    paid = [-m["objective/non_score_reward"] / m["objective/kl"] for m in lines(tmp_path / "run")[2:]]
+    assert paid[0] != pytest.approx(0.1) and paid[1] != pytest.approx(paid[0])  # it does move
+
+
+# the folder
+
+
+def test_a_second_run_on_a_folder_is_refused_and_a_dead_owner_is_not_in_the_way(tmp_path):
+    run(small(algorithm="grpo", train={"steps": 1}), tmp_path)
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time, pathlib; from vrpo.train.lock import RunLock; lock = RunLock(pathlib.Path(sys.argv[1])); "
+            "print('held', flush=True); time.sleep(60)",
+            str(tmp_path),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    with holder.stdout:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(CheckpointError, match=rf"in use by process {holder.pid} on "):
+            run(small(algorithm="grpo", train={"steps": 2}), tmp_path, resume=True)
+        holder.kill()
+        holder.wait()
+    run(small(algorithm="grpo", train={"steps": 2}), tmp_path, resume=True)
+    assert not (tmp_path / "owner.json").exists()
+
+
+def test_a_refused_run_leaves_no_lock(tmp_path):
+    run(small(algorithm="grpo", train={"steps": 1}), tmp_path)
+    with pytest.raises(CheckpointError):
+        run(small(algorithm="grpo", train={"steps": 1, "seed": 5}), tmp_path, resume=True)
+    RunLock(tmp_path).release()
+
+
+def test_changes_are_shown_and_harmful_ones_need_to_be_allowed(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    settings = merge(SMALL, {"train": {"steps": 1, "eval_every": 0}, "critic": {"warmup_steps": 0}})
+    recipe.write_text(yaml.safe_dump(settings))
+    out = str(tmp_path / "run")
+    assert cli(capsys, "train", str(recipe), "--out", out)[0] == 0
+    command = ["train", str(recipe), "--out", out, "--resume", "--set", "train.steps=2"]
+    status, text, _ = cli(capsys, *command)
+    assert status == 0 and "changed: train.steps: 1 -> 2" in text
+    status, _, error = cli(capsys, *command, "--set", "train.learning_rate=0.1", "--set", "algorithm.lam=0.5")
+    assert (
+        status == 2
+        and "algorithm.lam=0.95, now it is 0.5 (and 1 more" in error
+        and "--allow-changes" in error
+    )
+    changed = [*command[:-1], "train.steps=3", "--set", "algorithm.lam=0.5"]
+    status, text, _ = cli(capsys, *changed, "--allow-changes")
+    assert status == 0 and "changed: algorithm.lam: 0.95 -> 0.5" in text
+    sessions = records(tmp_path / "run", "sessions.jsonl")
+    assert [len(s["changes"]) for s in sessions] == [0, 1, 2]
+    status, _, error = cli(capsys, "train", str(recipe), "--out", str(tmp_path / "new"), "--allow-changes")
+    assert status == 2 and "--resume" in error
+
+
+def test_other_data_and_another_reward_file_are_another_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data, reward = tmp_path / "rows.jsonl", tmp_path / "mine.py"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    reward.write_text("def mine(prompts, completions, **_):\n    return [1.0 for _ in completions]\n")
+    changes = {
+        "algorithm": "grpo",
+        "task": {"type": "rows", "data": "rows.jsonl", "holdout": 0.2},
+        "rewards": {"functions": [{"type": "function", "file": "mine.py", "name": "mine"}], "noise": []},
+        "train": {"steps": 1, "completions_per_step": 16, "eval_every": 0},
+    }
+    data_dict = merge(SMALL, changes)
+    data_dict.pop("critic")
+    data_dict["task"] = changes["task"]
+    config = Config(**data_dict)
+    run(config, tmp_path / "run")
+    run(config, tmp_path / "run", resume=True)
+    kept = data.read_text()
+    data.write_text(kept.replace("10+13=", "10+14="))
+    with pytest.raises(CheckpointError, match="another data"):
+        run(config, tmp_path / "run", resume=True)
+    data.write_text(kept)
+    reward.write_text(reward.read_text() + "# another\n")
+    with pytest.raises(CheckpointError, match=r"another reward file mine\.py"):
+        run(config, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("written", [None, '{"format": 99, "inputs": {}}', "{"])
+def test_a_folder_of_another_version_is_refused_by_name(tmp_path, written):
+    run(small(algorithm="grpo", train={"steps": 0}), tmp_path)
+    (tmp_path / "run.json").unlink() if written is None else (tmp_path / "run.json").write_text(written)
+    expected = {None: "format 1, .* format 2", "{": "damaged"}.get(written, "format 99, .* format 2")
+    with pytest.raises(CheckpointError, match=expected):
+        run(small(algorithm="grpo", train={"steps": 1}), tmp_path, resume=True)
+
+
+def test_a_gap_in_the_metrics_is_refused(tmp_path):
+    run(small(algorithm="grpo", train={"steps": 3}), tmp_path)
+    kept = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join([kept[0], kept[2]]))
+    with pytest.raises(CheckpointError, match=r"no step 2 in its place"):
+        run(small(algorithm="grpo"), tmp_path, resume=True)
+
+
+# checkpoints
+
+
+def test_a_damaged_checkpoint_names_the_newest_good_one_and_the_run_goes_on_from_it(tmp_path, capsys):
+    config = small(algorithm="grpo", train={"checkpoint_every": 1})
+    run(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    for step in (4, 3):
+        path = tmp_path / "run" / "checkpoints" / f"step-{step}" / "policy_optimizer.safetensors"
+        path.write_bytes(path.read_bytes()[:-1])
+    arguments = ("train", str(tmp_path / "run"), "--out", str(tmp_path / "run"), "--resume")
+    status, _, error = cli(capsys, *arguments)
+    assert (
+        status == 2 and "step-4/policy_optimizer.safetensors differs" in error and "--checkpoint 2 " in error
+    )
+    status, _, error = cli(capsys, *arguments, "--checkpoint", "7")
+    assert status == 2 and "no checkpoint of step 7" in error
+    assert cli(capsys, *arguments, "--checkpoint", "2")[0] == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole", 4)
+
+
+def test_the_best_checkpoint_outlives_the_newest(tmp_path):
+    for step in range(1, 6):
+        (tmp_path / f"step-{step}").mkdir()
+        (tmp_path / f"step-{step}" / "manifest.json").write_text("{}")
+    checkpoint.prune(tmp_path, keep=2, accuracy={1: 0.3, 2: 0.5, 3: 0.5, 5: 0.4})
+    assert checkpoint.steps_in(tmp_path) == [2, 4, 5]
+    checkpoint.prune(tmp_path, keep=None, accuracy={})
+    assert checkpoint.steps_in(tmp_path) == [2, 4, 5]
+
+
+def test_what_a_kill_leaves_behind_is_swept_up(tmp_path):
+    config = small(algorithm="grpo", train={"checkpoint_every": 1})
+    run(config, tmp_path)
+    left = tmp_path / "checkpoints" / f"{checkpoint.SCRATCH}new-step-5"
+    shutil.copytree(tmp_path / "checkpoints" / "step-4", left)
+    assert checkpoint.steps_in(tmp_path / "checkpoints")[-1] == 4
+    run(small(algorithm="grpo", train={"checkpoint_every": 1, "steps": 5}), tmp_path, resume=True)
+    assert not left.exists()
+
+
+class Hostile:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("place", ["optimizer", "weights", "bin", "state"])
+def test_a_hostile_checkpoint_runs_nothing(tmp_path, place):
+    """Also when its manifest has been made to agree."""
+    config = small(algorithm="grpo", train={"steps": 1})
+    run(config, tmp_path / "run")
+    step = tmp_path / "run" / "checkpoints" / "step-1"
+    evil = pickle.dumps(Hostile(tmp_path / "touched"))
+    targets = {
+        "optimizer": step / "policy_optimizer.safetensors",
+        "weights": step / "policy" / "model.safetensors",
+        "bin": step / "policy" / "pytorch_model.bin",
+        "state": step / "state.json",
+    }
+    if place == "bin":
+        (step / "policy" / "model.safetensors").unlink()
+    targets[place].write_bytes(evil)
+    found = [p for p in step.rglob("*") if p.is_file() and p.name != "manifest.json"]
+    manifest = {str(p.relative_to(step)): checkpoint._sha256(p) for p in found}
+    (step / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(vrpo.errors.VrpoError) as caught:
+        run(small(algorithm="grpo", train={"steps": 2}), tmp_path / "run", resume=True)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "touched").exists()
+    pickle.loads(evil)
+    assert (tmp_path / "touched").exists()  # it would have
+
+
+# disks
+
+
+def test_a_full_disk_stops_the_run_with_the_last_good_state(tmp_path, monkeypatch):
+    """Every second checkpoint does not fit; the run says so, and goes on once there is room."""
+    config = small(algorithm="grpo", train={"checkpoint_every": 1})
+    run(config, tmp_path / "whole")
+    saved = []
+
+    def full(tensors, path):
+        saved.append(path)
+        if len(saved) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(StorageError, match=r"step-2: No space left on device; .* --resume"):
+        run(config, tmp_path / "run")
+    monkeypatch.undo()
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-1"]
+    run(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole", 4)
+
+
+def test_a_full_disk_is_exit_status_1_and_one_line(tmp_path, capsys, monkeypatch):
+    def full(path, record):
+        with files.storing(path):
+            raise OSError(28, "No space left on device")
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        yaml.safe_dump(merge(SMALL, {"train": {"steps": 1, "eval_every": 0}, "critic": {"warmup_steps": 0}}))
+    )
+    monkeypatch.setattr("vrpo.train.folder.append_line", full)
+    status, _, error = cli(capsys, "train", str(recipe), "--out", str(tmp_path / "run"))
+    assert status == 1 and error.count("\n") == 1 and "No space left on device" in error
+
+
+def test_a_line_that_does_not_fit_is_taken_back(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    files.append_line(path, {"step": 1})
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:3]) if len(data) > 5 else _no_space())
+    with pytest.raises(StorageError):
+        files.append_line(path, {"step": 2})
+    monkeypatch.undo()
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def _no_space() -> int:
+    raise OSError(28, "No space left on device")
+
+
+def test_replacing_a_file_keeps_the_old_one_when_there_is_no_room(tmp_path, monkeypatch):
+    files.replace_file(tmp_path / "a", "old")
+    monkeypatch.setattr(os, "fsync", lambda fd: _no_space())
+    with pytest.raises(StorageError):
+        files.replace_file(tmp_path / "a", "new")
+    monkeypatch.undo()
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_torn_last_line_is_skipped_and_half_a_character_is_kept(tmp_path):
+    folder = RunFolder(tmp_path)
+    files.append_line(folder.metrics, {"step": 1, "text": "\ud83d", "x": float("nan")})
+    with folder.metrics.open("ab") as file:
+        file.write('{"step": 2, "text": "ä'.encode()[:-1])
+    assert folder.read_metrics() == [{"step": 1, "text": "\ud83d", "x": None}]
+
+
+def test_a_checkpoint_is_for_runs_that_go_on(tmp_path):
+    with pytest.raises(ConfigError, match="--resume"):
+        vrpo.train(small(algorithm="grpo"), out=tmp_path / "run", checkpoint=2, display=Quiet())
+
+
+def test_the_library_is_a_guest_in_the_process(tmp_path):
+    """Global random state, thread count and signal handlers are as before, after a run and after a refused one."""
+
+    def state():
+        handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        return (random.getstate(), torch.get_rng_state().tolist(), torch.get_num_threads(), handlers)
+
+    numbers = np.random.get_state()[1].tolist()
+    before = state()
+    config = small(algorithm="grpo", train={"steps": 1, "threads": 2})
+    run(config, tmp_path / "run")
+    with pytest.raises(CheckpointError):
+        run(config, tmp_path / "run")
+    assert state() == before
+    assert np.random.get_state()[1].tolist() == numbers
