@@ -427,6 +427,7 @@ def test_a_checkpoint_is_for_runs_that_go_on(tmp_path):
 GUEST = """
 import random, signal, sys
 import numpy as np
+import rich.markup  # draws the ids of links from `random` when it is imported
 import torch
 
 def state():

@@ -9,6 +9,7 @@ from vrpo.train.numerics import worst_tokens
 from vrpo.train.progress import Display
 from vrpo.train.run import Run
 from vrpo.train.signals import StopRequest
+from vrpo.train.summary import accuracy_on_schedule
 from vrpo.train.watch import warnings_at
 
 
@@ -42,8 +43,8 @@ def save_whole_step(run: Run) -> None:
     if run.learner.step not in checkpoint.steps_in(checkpoints):
         folder.flush()
         checkpoint.save(checkpoints, run.learner)
-    accuracy = {e["step"]: e["clean_greedy"] for e in folder.read_evaluations()}
-    checkpoint.prune(checkpoints, keep=run.config.train.keep_checkpoints, accuracy=accuracy)
+    config = run.config.train
+    checkpoint.prune(checkpoints, keep=config.keep_checkpoints, accuracy=accuracy_on_schedule(folder, config))
 
 
 def write_worst_tokens(run: Run, error: NumericsError) -> None:

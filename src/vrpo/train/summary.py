@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vrpo.config import Config
+from vrpo.config.run import TrainConfig
 from vrpo.train import checkpoint
 from vrpo.train.folder import RunFolder
 
@@ -60,9 +61,22 @@ def summarise(folder: RunFolder, config: Config, *, seconds: float) -> dict[str,
         ),
         "warnings": [f"step {w['step']}: {w['message']}" for w in folder.read_warnings()],
         "best_checkpoint": checkpoint.best_of(
-            checkpoint.steps_in(folder.checkpoints), {e["step"]: e["clean_greedy"] for e in evaluations}
+            checkpoint.steps_in(folder.checkpoints), accuracy_on_schedule(folder, config.train)
         ),
         "seconds": seconds,
+    }
+
+
+def accuracy_on_schedule(folder: RunFolder, config: TrainConfig) -> dict[int, float]:
+    """Step -> clean accuracy, for steps at which the configuration asks for a checkpoint.
+
+    A signal leaves a checkpoint of its own; were it ever the best, a run would depend on when it was stopped.
+    """
+    every = config.checkpoint_every
+    return {
+        e["step"]: e["clean_greedy"]
+        for e in folder.read_evaluations()
+        if e["step"] == config.steps or (every > 0 and e["step"] > 0 and e["step"] % every == 0)
     }
 
 
