@@ -418,7 +418,7 @@ def test_only_the_newest_checkpoints_and_the_best_are_kept_and_step_0_is_evaluat
     config = small(algorithm="grpo", train={"checkpoint_every": 1, "keep_checkpoints": 2})
     run(config, tmp_path / "run", resume=True)
     records = (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()
-    accuracy = {e["step"]: e["clean_greedy"] for e in map(json.loads, records)}
+    accuracy = {e["step"]: e["clean_greedy"] for e in map(json.loads, records) if e["step"]}
     best = max(accuracy, key=lambda step: (accuracy[step], -step))
     assert checkpoint.steps_in(tmp_path / "run" / "checkpoints") == sorted({best, 3, 4})
     evaluated = [

@@ -62,7 +62,7 @@ class Votes(dict):
 
 def pipeline(*noise, seed=0, labels=None, answers=("0", "1", "2")):
     return build_rewards(
-        RewardsConfig(functions=(ExactReward(),), noise=noise),
+        RewardsConfig(functions=(ExactReward(),), noise=noise, max_failed=1.0),
         seed=seed,
         answers=lambda column: answers,
         labels=Votes() if labels is None else labels,
@@ -432,7 +432,7 @@ def test_errors_of_a_second_judgement_are_shown():
     judge = build_rewards(config, seed=0, extra_functions=[picky], labels={"train/0": "2", "train/1": "1"})
     scored = judge.score([make_rollout("x", prompt_index=i, answer="1") for i in range(2)], step=0)
     assert seen(scored) == [None, 1.0]
-    assert scored[0].errors == ("picky: raised ZeroDivisionError: division by zero",)
+    assert scored[0].errors == ("picky: raised: ZeroDivisionError: division by zero",)
     assert scored[0].clean_reward == 1.0
 
 

@@ -104,7 +104,7 @@ def test_numbers_of_any_kind(value, expected):
 def test_unusable_values_mask_their_sample_alone(value):
     scored = judge(lambda completions: [1.0, value, 0.0, 1.0], name="mine")
     assert values(scored) == [1.0, None, 0.0, 1.0]
-    assert scored[1].errors[0].startswith("mine: returned ")
+    assert scored[1].errors[0].startswith("mine: bad_value: returned ")
     assert "a finite number or None is needed" in scored[1].errors[0]
     assert not scored[0].errors
 
@@ -136,7 +136,7 @@ def test_one_raising_sample_costs_only_itself():
 
     scored = judge(fragile)
     assert values(scored) == [1.0, 0.0, 1.0, None]
-    assert scored[3].errors == ("fragile: raised ValueError: no number",)
+    assert scored[3].errors == ("fragile: raised: ValueError: no number",)
     assert calls == [4, 1, 1, 1, 1]
 
 
@@ -144,7 +144,7 @@ def test_every_sample_failing_is_an_error_with_the_cause():
     def broken(completions):
         raise KeyError("solution")
 
-    with pytest.raises(RewardError, match=r"none of 4 completions.*broken: raised KeyError: 'solution'"):
+    with pytest.raises(RewardError, match=r"none of 4 completions.*broken: raised: KeyError: 'solution'"):
         judge(broken)
     with pytest.raises(RewardError, match="returned 'abc'"):
         judge(lambda completions: ["abc"] * len(completions), name="f")
@@ -246,7 +246,7 @@ def test_async_errors_are_charged_to_their_sample():
 
     scored = judge(fragile)
     assert values(scored) == [1.0, 1.0, 1.0, None]
-    assert scored[3].errors == ("fragile: raised TimeoutError: too slow",)
+    assert scored[3].errors == ("fragile: raised: TimeoutError: too slow",)
 
 
 @pytest.mark.parametrize("bad", [3, None, "f"])

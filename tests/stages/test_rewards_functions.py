@@ -110,14 +110,14 @@ def test_gsm8k_solutions_verify_and_others_do_not():
 @pytest.mark.parametrize(
     ("config", "bad", "message"),
     [
-        (ExactReward(), None, "exact: raised ValueError: column 'answer' is empty"),
-        (ExactReward(), "  ", "exact: raised ValueError: column 'answer' is empty"),
+        (ExactReward(), None, "exact: raised: ValueError: column 'answer' is empty"),
+        (ExactReward(), "  ", "exact: raised: ValueError: column 'answer' is empty"),
         (
             ChoiceReward(),
             "iron",
-            "choice: raised ValueError: column 'answer' holds 'iron', a letter is needed",
+            "choice: raised: ValueError: column 'answer' holds 'iron', a letter is needed",
         ),
-        (MathReward(), "", "math: raised ValueError: column 'answer' is empty"),
+        (MathReward(), "", "math: raised: ValueError: column 'answer' is empty"),
     ],
 )
 def test_a_bad_reference_is_missing_for_its_sample_alone(config, bad, message):
@@ -136,7 +136,7 @@ def test_math_gives_up_on_what_never_ends(monkeypatch):
     scored = score(MathReward(), [("\\boxed{3}", "3"), ("\\boxed{9^{9^{9}}}", "3")])
     assert scored[0].clean_reward == 1.0
     assert scored[1].clean_reward is None
-    assert scored[1].errors[0].startswith("math: raised TimeoutError: gave up after 1 s")
+    assert scored[1].errors[0].startswith("math: raised: TimeoutError: gave up after 1 s")
 
 
 def test_math_works_off_the_main_thread():

@@ -17,7 +17,7 @@ _NOT_A_VALUE = (ValueError, LookupError, ArithmeticError, AttributeError, TypeEr
 """What PyYAML lets out for dates and numbers that are none, tags on nothing, and brackets without end."""
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[Any, Any]:
     """The mapping in a YAML file."""
     path = Path(path)
     try:
@@ -51,8 +51,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return data
 
 
-def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def apply_overrides(data: dict[Any, Any], overrides: list[str]) -> dict[str, Any]:
     """`a.b=value` on top of `data`; the value is read as YAML."""
+    _check_keys(data, (), ())
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals or not all(key.split(".")):
@@ -63,6 +64,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
             value = yaml.load(text, Loader=_Loader)
         except (yaml.YAMLError, *_NOT_A_VALUE) as error:
             raise ConfigError(f"--set {_short(item)}: the value is not valid YAML; quote it") from error
+        _check_keys(value, tuple(key.split(".")), ())
         data = _set(data, key.split("."), value, key)
     return data
 
@@ -86,7 +88,7 @@ def to_yaml(config: Strict) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
-def _check_keys(value: Any, path: tuple[str, ...], around: tuple[int, ...]) -> None:
+def _check_keys(value: object, path: tuple[str, ...], around: tuple[int, ...]) -> None:
     """ConfigError unless every key is text: YAML reads `on:` as true and `1:` as a number."""
     if not isinstance(value, (dict, list, tuple)) or id(value) in around:  # a YAML alias may hold itself
         return

@@ -41,7 +41,35 @@ class ChoiceReward(Strict):
     """Column that holds the right answer."""
 
 
-class FunctionReward(Strict):
+class CallConfig(Strict):
+    """How a reward function is called, and what becomes of its failures."""
+
+    isolation: Literal["process", "thread", "none"] = "process"
+    """`process`: in a process of its own, which is killed when it takes too long and may crash; `thread`: given up when it
+    takes too long; `none`: in place, trusted."""
+    timeout: float | None = Field(300.0, gt=0.0)
+    """Seconds a call may take: one for all responses of a step, and one for each response asked again. null: no limit."""
+    retries: int = Field(0, ge=0)
+    """How often a response whose verdict failed is asked again, after all have been asked."""
+    on_error: Literal["mask", "raise"] = "mask"
+    """A response whose verdict failed in the end: it has no reward (`mask`), or the run stops (`raise`)."""
+    memory_limit: float | None = Field(None, gt=0.0)
+    """GiB of address space of its process. null: no limit."""
+
+    @model_validator(mode="after")
+    def _limits_need_something_to_limit(self) -> "CallConfig":
+        if self.isolation == "none" and self.timeout is not None:
+            raise ValueError(
+                f"timeout={self.timeout} cannot be kept with isolation: none; set timeout: null, or isolation: process or thread"
+            )
+        if self.isolation != "process" and self.memory_limit is not None:
+            raise ValueError(
+                f"memory_limit={self.memory_limit} needs isolation: process; set memory_limit: null or that"
+            )
+        return self
+
+
+class FunctionReward(CallConfig):
     """A Python function with TRL's signature: f(prompts, completions, **columns) -> list[float | None]."""
 
     type: Literal["function"] = "function"
@@ -223,6 +251,8 @@ class RewardsConfig(Strict):
     functions: tuple[RewardFunctionConfig, ...] = Field((), strict=False)
     """The clean reward is the weighted sum of these; missing as soon as one of them is missing. One mapping or a list
     of them."""
+    max_failed: Rate = 0.5
+    """Share of a step's responses that a function may fail on; beyond it the run stops and says why."""
     noise: tuple[NoiseConfig, ...] = Field((), strict=False)
     """Applied in order, each to the output of the one before. One mapping or a list of them."""
 

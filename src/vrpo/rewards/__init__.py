@@ -2,6 +2,7 @@
 
 functions.py        exact, math, choice
 user.py             functions with TRL's signature: loading and calling
+isolation.py        calls that may hang or crash; worker.py is the process they happen in
 score.py            the pipeline: clean verdict, then noise
 noise.py            noise on 0/1 verdicts
 noise_additive.py   noise that adds to the reward, or removes it
@@ -30,11 +31,12 @@ from vrpo.config.rewards import (
 )
 from vrpo.errors import ConfigError
 from vrpo.rewards.functions import answer_extractor, builtin
+from vrpo.rewards.isolation import fault_kind
 from vrpo.rewards.noise import Flip, NoiseModel, Persistent, PromptFlip, Source
 from vrpo.rewards.noise_additive import Gaussian, KeywordBias, LengthBias, Missing
 from vrpo.rewards.noise_labels import Answers, Labels, Majority, WrongLabel, majority_label
 from vrpo.rewards.score import RewardPipeline
-from vrpo.rewards.user import NamedFunction, load_function, named
+from vrpo.rewards.user import NamedFunction, isolated, load_function, named
 
 __all__ = [
     "NamedFunction",
@@ -42,6 +44,7 @@ __all__ = [
     "RewardPipeline",
     "answer_extractor",
     "build_rewards",
+    "fault_kind",
     "load_function",
     "majority_label",
     "named",
@@ -75,7 +78,7 @@ def build_rewards(
     functions = _distinct(functions)
     _check_labels(config, functions)
     noise = [_noise(item, answers, labels) for item in config.noise]
-    return RewardPipeline(functions, noise, seed=seed)
+    return RewardPipeline(functions, noise, seed=seed, max_failed=config.max_failed)
 
 
 def reward_columns(config: RewardsConfig) -> set[str]:
@@ -94,8 +97,18 @@ def reward_columns(config: RewardsConfig) -> set[str]:
 
 
 def _function(config: RewardFunctionConfig) -> NamedFunction:
+    if isinstance(config, FunctionReward) and config.isolation == "process":
+        return isolated(config)
     if isinstance(config, FunctionReward):
-        return named(load_function(config.file, config.name), weight=config.weight, name=config.name)
+        return named(
+            load_function(config.file, config.name),
+            weight=config.weight,
+            name=config.name,
+            isolation=config.isolation,
+            timeout=config.timeout,
+            retries=config.retries,
+            on_error=config.on_error,
+        )
     return named(builtin(config), weight=config.weight, name=config.type, needs=(config.column,))
 
 

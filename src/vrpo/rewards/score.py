@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from vrpo.errors import ConfigError, RewardError
+from vrpo.rewards.isolation import Fault
 from vrpo.rewards.noise import Draws, NoiseModel, Verdict
 from vrpo.rewards.user import NamedFunction, call, one_line
 from vrpo.types import Rollout, ScoredRollout
@@ -26,7 +27,12 @@ class RewardPipeline:
     """
 
     def __init__(
-        self, functions: Sequence[NamedFunction], noise: Sequence[NoiseModel] = (), *, seed: int
+        self,
+        functions: Sequence[NamedFunction],
+        noise: Sequence[NoiseModel] = (),
+        *,
+        seed: int,
+        max_failed: float = 1.0,
     ) -> None:
         """Fix what judges.
 
@@ -34,6 +40,7 @@ class RewardPipeline:
             functions: at least one, with distinct names.
             noise: applied in order, each to the output of the one before.
             seed: the run's seed; noise draws come from streams named by kind, position in `noise` and sample.
+            max_failed: share of a step's responses that a function may fail on.
         """
         if not functions:
             raise ConfigError(
@@ -43,7 +50,13 @@ class RewardPipeline:
         if len(set(names)) < len(names):
             raise ConfigError(f"reward functions are named {names}, names must differ; rename one")
         self._functions = tuple(functions)
+        self._max_failed = max_failed
         self._noise = tuple((model, Draws(seed, model.kind, index)) for index, model in enumerate(noise))
+
+    def close(self) -> None:
+        """End the processes of isolated functions; they are started again when they are needed."""
+        for function in self._functions:
+            function.close()
 
     @property
     def columns(self) -> frozenset[str]:
@@ -73,7 +86,7 @@ class RewardPipeline:
                 reward=verdict.reward,
                 errors=verdict.errors,
             )
-            for rollout, verdict in zip(rollouts, self.judge(rollouts, {}), strict=True)
+            for rollout, verdict in zip(rollouts, self._judge(rollouts, {}, self._max_failed), strict=True)
         ]
         if scored and all(item.clean_reward is None and item.errors for item in scored):
             raise RewardError(
@@ -84,7 +97,14 @@ class RewardPipeline:
 
     def judge(self, rollouts: Sequence[Rollout], replaced: Mapping[str, Sequence[Any]]) -> list[Verdict]:
         """Clean verdicts with some columns replaced, one list entry per rollout: how label noise asks again."""
-        columns = [_evaluate(function, rollouts, replaced) for function in self._functions]
+        return self._judge(rollouts, replaced, 1.0)  # a few of a step's responses make no share of it
+
+    def _judge(
+        self, rollouts: Sequence[Rollout], replaced: Mapping[str, Sequence[Any]], max_failed: float
+    ) -> list[Verdict]:
+        columns = [
+            _evaluate(function, rollouts, replaced, max_failed=max_failed) for function in self._functions
+        ]
         verdicts = []
         for row in zip(*columns, strict=True):
             parts = {f.name: value for f, (value, _) in zip(self._functions, row, strict=True)}
@@ -93,13 +113,11 @@ class RewardPipeline:
                 for f, (value, _) in zip(self._functions, row, strict=True)
                 if value is not None
             ]
-            verdicts.append(
-                Verdict(
-                    parts=parts,
-                    reward=sum(values) if len(values) == len(row) else None,
-                    errors=tuple(error for _, error in row if error is not None),
-                )
-            )
+            errors = tuple(error for _, error in row if error is not None)
+            total = sum(values) if len(values) == len(row) else None
+            if total is not None and _number(total) is None:
+                total, errors = None, (f"sum: bad_value: the weighted sum {total:g} is beyond fp32",)
+            verdicts.append(Verdict(parts=parts, reward=total, errors=errors))
         return verdicts
 
 
@@ -111,33 +129,74 @@ Outcome = tuple[float | None, str | None]
 
 
 def _evaluate(
-    function: NamedFunction, rollouts: Sequence[Rollout], replaced: Mapping[str, Sequence[Any]]
+    function: NamedFunction,
+    rollouts: Sequence[Rollout],
+    replaced: Mapping[str, Sequence[Any]],
+    *,
+    max_failed: float,
 ) -> list[Outcome]:
+    """All at once; then, one by one, those that a failure may have cost their verdict.
+
+    Raises:
+        RewardError: a broken contract; more failures than `max_failed` of them, counted as they come, so that a
+            function that always hangs is not waited for once a response; a failure the function may not have.
+    """
     if not rollouts:
         return []
     try:
-        values = call(function, rollouts, replaced)
+        outcomes = [_read(function.name, value) for value in call(function, rollouts, replaced)]
+        again = [row for row, (_, error) in enumerate(outcomes) if error is not None]
+        tries = function.retries
     except RewardError:
         raise
     # It is the user's code: whatever it raises, sys.exit() too, is charged to the sample that caused it.
     except (Exception, SystemExit) as error:
-        if len(rollouts) == 1:
-            return [(None, f"{function.name}: raised {one_line(error)}")]
-        return [
-            _evaluate(function, [rollout], {name: [column[row]] for name, column in replaced.items()})[0]
-            for row, rollout in enumerate(rollouts)
-        ]
-    return [_read(function.name, value) for value in values]
+        outcomes = [_fault(function.name, error)] * len(rollouts)
+        again = list(range(len(rollouts)))
+        tries = function.retries + (len(rollouts) > 1)
+    failed = 0
+    for row in again:
+        for _ in range(tries):
+            if outcomes[row][1] is None:
+                break
+            columns = {name: [column[row]] for name, column in replaced.items()}
+            outcomes[row] = _ask_again(function, rollouts[row], columns)
+        failed += outcomes[row][1] is not None
+        if failed > max_failed * len(rollouts) or (failed and function.on_error == "raise"):
+            rule = (
+                "on_error: raise" if function.on_error == "raise" else f"rewards.max_failed is {max_failed:g}"
+            )
+            raise RewardError(
+                f"{failed} of {len(rollouts)} verdicts failed, and {rule}; {outcomes[row][1]}; fix the function, or raise what "
+                "it may fail on"
+            )
+    return outcomes
+
+
+def _ask_again(function: NamedFunction, rollout: Rollout, columns: Mapping[str, Sequence[Any]]) -> Outcome:
+    try:
+        return _read(function.name, call(function, [rollout], columns)[0])
+    except RewardError:
+        raise
+    except (Exception, SystemExit) as error:
+        return _fault(function.name, error)
+
+
+def _fault(name: str, error: BaseException) -> Outcome:
+    """No value, and the line "function: kind: detail"."""
+    if isinstance(error, Fault):
+        return None, f"{name}: {error.kind}: {error}"
+    return None, f"{name}: raised: {one_line(error)}"
 
 
 def _read(name: str, value: Any) -> Outcome:
     if value is None:
         return None, None
     if isinstance(value, Exception):
-        return None, f"{name}: raised {one_line(value)}"
+        return _fault(name, value)
     number = _number(value)
     if number is None:
-        return None, f"{name}: returned {value!r:.60}, a finite number or None is needed"
+        return _fault(name, Fault("bad_value", f"returned {value!r:.60}, a finite number or None is needed"))
     return number, None
 
 

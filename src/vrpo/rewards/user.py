@@ -14,9 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import ValidationError
+
+from vrpo.config.load import explain_validation
+from vrpo.config.rewards import CallConfig, FunctionReward
 from vrpo.errors import ConfigError, RewardError
+from vrpo.rewards.isolation import InThread, InWorker, Isolation
 from vrpo.types import Rollout
 
 PROVIDED = ("prompts", "completions", "completion_ids")
@@ -39,6 +44,15 @@ class NamedFunction:
     """Columns it cannot do without."""
     accepts: frozenset[str] | None
     """Keyword arguments it takes; None is any."""
+    retries: int = 0
+    """How often a response whose verdict failed is asked again."""
+    on_error: Literal["mask", "raise"] = "mask"
+    """What becomes of a response whose verdict failed in the end."""
+
+    def close(self) -> None:
+        """End its process, if it has one; it is started again when it is needed."""
+        if isinstance(self.function, InWorker):
+            self.function.close()
 
     def reads(self, column: str) -> bool:
         """Whether the function is given `column`."""
@@ -55,6 +69,11 @@ def named(
     weight: float = 1.0,
     name: str | None = None,
     needs: Sequence[str] = (),
+    isolation: Isolation = "none",
+    timeout: float | None = None,
+    retries: int = 0,
+    on_error: Literal["mask", "raise"] = "mask",
+    memory_limit: float | None = None,
 ) -> NamedFunction:
     """Wrap a reward function; which columns it needs is read off its signature.
 
@@ -63,7 +82,25 @@ def named(
         weight: factor in the weighted sum.
         name: key in the metrics; None takes the function's own name.
         needs: columns it takes out of its **columns.
+        isolation: `process`: a process of its own, to which the function is sent; `thread`; `none`: in place.
+        timeout: seconds a call may take; needs isolation.
+        retries: how often a response whose verdict failed is asked again.
+        on_error: `mask`: a response whose verdict failed has no reward; `raise`: the run stops.
+        memory_limit: GiB of its process; needs isolation `process`.
+
+    Raises:
+        ConfigError: what was given cannot be called, or not in this way.
     """
+    try:
+        how = CallConfig(
+            isolation=isolation,
+            timeout=timeout,
+            retries=retries,
+            on_error=on_error,
+            memory_limit=memory_limit,
+        )
+    except ValidationError as error:
+        raise ConfigError(explain_validation(CallConfig, error)) from error
     if not callable(function):
         raise ConfigError(f"reward function {function!r:.60} is not callable; pass a function")
     if not isinstance(weight, Real) or not math.isfinite(weight):
@@ -74,17 +111,54 @@ def named(
         raise ConfigError(
             f"reward function {function!r:.60} has no signature ({error}); wrap it in a def"
         ) from error
-    if any(p.kind is p.POSITIONAL_ONLY for p in parameters):
-        raise ConfigError(f"reward function {function!r:.60} has positional-only arguments; remove the `/`")
-    keywords = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    required = {p.name for p in keywords if p.default is p.empty} | set(needs)
+    called = function
+    if isolation == "thread":
+        called = InThread(lambda **arguments: _call(function, arguments), timeout=timeout)
+    if isolation == "process":
+        called = InWorker(function=function, timeout=timeout, memory_limit=memory_limit)
+    facts = [(p.name, p.kind.name, p.default is p.empty) for p in parameters]
+    return _wrap(called, facts, how, name=name or _own_name(function), weight=weight, needs=needs)
+
+
+def isolated(config: FunctionReward) -> NamedFunction:
+    """A function of a file that is executed in its own process only.
+
+    Raises:
+        ConfigError: no such file, the file fails or takes too long, no such name, not callable.
+    """
+    if not Path(config.file).is_file():
+        raise ConfigError(
+            f"{config.file}: no such file; correct rewards.functions.file (it is relative to the working directory)"
+        )
+    worker = InWorker(
+        file=config.file, name=config.name, timeout=config.timeout, memory_limit=config.memory_limit
+    )
+    return _wrap(worker, worker.parameters(), config, name=config.name, weight=config.weight)
+
+
+def _wrap(
+    function: Callable[..., Any],
+    parameters: Sequence[tuple[str, str, bool]],
+    how: CallConfig,
+    *,
+    name: str,
+    weight: float,
+    needs: Sequence[str] = (),
+) -> NamedFunction:
+    """A function whose parameters are (name, kind, has no default) each."""
+    if any(kind == "POSITIONAL_ONLY" for _, kind, _ in parameters):
+        raise ConfigError(f"reward function {name} has positional-only arguments; remove the `/`")
+    keywords = [p for p in parameters if p[1] in ("POSITIONAL_OR_KEYWORD", "KEYWORD_ONLY")]
+    takes_any = any(kind == "VAR_KEYWORD" for _, kind, _ in parameters)
+    required = {key for key, _, is_required in keywords if is_required} | set(needs)
     return NamedFunction(
-        name=name or _own_name(function),
+        name=name,
         function=function,
         weight=weight,
         needs=frozenset(required.difference(PROVIDED)),
-        accepts=None if takes_any else frozenset(p.name for p in keywords),
+        accepts=None if takes_any else frozenset(key for key, _, _ in keywords),
+        retries=how.retries,
+        on_error=how.on_error,
     )
 
 

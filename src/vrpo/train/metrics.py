@@ -5,6 +5,7 @@ that merely memorised the step would look perfect.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -20,6 +21,7 @@ from vrpo.functional import (
     masked_mean,
     sibling_ranking_accuracy,
 )
+from vrpo.rewards import fault_kind
 from vrpo.train.update import UpdateStats
 from vrpo.types import Batch, Metrics, ScoredRollout
 
@@ -41,6 +43,8 @@ def rollout_metrics(scored: Sequence[ScoredRollout]) -> Metrics:
         "rewards/errors": float(sum(bool(s.errors) for s in scored)),
         "rewards/missing": float(sum(s.reward is None for s in scored)),
     }
+    kinds = Counter(kind for s in scored for kind in {fault_kind(line) for line in s.errors})
+    metrics |= {f"rewards/errors/{kind}": float(count) for kind, count in sorted(kinds.items())}
     for name in names:
         values = [v for s in scored if (v := s.parts.get(name)) is not None]
         metrics[f"rewards/{name}/mean"] = _mean(values)

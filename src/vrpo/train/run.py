@@ -52,8 +52,9 @@ class Run:
     """torch's CPU threads in the process that this run is a guest of."""
 
     def close(self) -> None:
-        """Give the run folder and the thread count back; again is no error."""
+        """End worker processes, give the run folder and the thread count back; again is no error."""
         torch.set_num_threads(self.threads_before)
+        self.rewards.close()
         self.folder.close()
 
     @property

@@ -1,0 +1,131 @@
+"""The process that runs one isolated reward function. Started by path, so it imports nothing of the package.
+
+    parent ──pickled arguments──> worker ──JSON verdicts──> parent
+
+Answers are JSON and nothing else: what a reward function returns can be odd, but it cannot make the training process
+unpickle anything. `rewards/isolation.py` is the other side.
+"""
+
+import asyncio
+import importlib.util
+import inspect
+import json
+import math
+import os
+import pickle
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+FP32_MAX = 3.4028234663852886e38
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Load the function, say what its signature is, then answer until the parent is gone."""
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    connection = Connection(descriptor)
+    task = pickle.loads(connection.recv_bytes())
+    sys.path[:] = task["path"]
+    if task["memory_limit"] is not None:
+        _limit_memory(task["memory_limit"])
+    try:
+        function = _load(task)
+        facts = [
+            (p.name, p.kind.name, p.default is p.empty)
+            for p in inspect.signature(function).parameters.values()
+        ]
+    # it is the user's code: whatever it raises is the answer
+    except BaseException as error:
+        _answer(connection, {"refused": _one_line(error)})
+        return
+    _answer(connection, {"parameters": facts})
+    while True:
+        try:
+            arguments = pickle.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        _answer(connection, _judge(function, arguments))
+
+
+def _judge(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    try:
+        values = function(**arguments)
+        if inspect.isawaitable(values):
+            values = asyncio.run(_wait(values))
+    except MemoryError:
+        return {"fault": ["memory", "the function ran out of the memory it may use"]}
+    except BaseException as error:
+        return {"fault": ["raised", _one_line(error)]}
+    if not isinstance(values, (list, tuple)):
+        return {"contract": type(values).__name__}
+    return {"values": [_value(value) for value in values]}
+
+
+async def _wait(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def _value(value: Any) -> Any:
+    """None, a number, or [kind, detail] for anything else."""
+    if value is None:
+        return None
+    if isinstance(value, Exception):
+        return ["raised", _one_line(value)]
+    try:
+        if hasattr(value, "item") and not isinstance(value, (str, bytes)):  # a scalar of numpy or torch
+            value = value.item()
+        if isinstance(value, (bool, int, float)):
+            number = float(value)
+            if math.isfinite(number) and abs(number) <= FP32_MAX:
+                return number
+        return ["bad_value", f"returned {value!r:.60}, a finite number or None is needed"]
+    except Exception as error:
+        return ["bad_value", f"returned something that cannot be read ({_one_line(error)})"]
+
+
+def _load(task: dict[str, Any]) -> Callable[..., Any]:
+    if task["pickled"] is not None:
+        return pickle.loads(task["pickled"])
+    spec = importlib.util.spec_from_file_location(
+        f"vrpo_reward_{os.path.basename(task['file'])[:-3]}", task["file"]
+    )
+    if spec is None or spec.loader is None:
+        raise ImportError("not a Python file; give a file that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickling look their module up by name
+    spec.loader.exec_module(module)
+    names = sorted(k for k, v in vars(module).items() if callable(v) and not k.startswith("_"))
+    if not callable(getattr(module, task["name"], None)):
+        raise LookupError(f"no function {task['name']!r}; it defines {names}")
+    return getattr(module, task["name"])
+
+
+def _answer(connection: Connection, data: dict[str, Any]) -> None:
+    connection.send_bytes(json.dumps(data).encode("utf-8", "backslashreplace"))
+
+
+def _one_line(error: BaseException) -> str:
+    said = str(error).encode("utf-8", "backslashreplace").decode()
+    text = (said.splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _limit_memory(gibibytes: float) -> None:
+    import resource
+
+    size = int(gibibytes * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+
+def _watch(parent: int) -> None:
+    """End with the parent, also while the function is busy."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
