@@ -193,6 +193,38 @@ def test_a_sum_beyond_fp32_is_missing_and_not_infinite():
     assert small.reward == 2.0
 
 
+def busy_judge(path: Path, seconds: float = 0.2):
+    """Writes how many of its calls were under way at the start of each."""
+
+    async def reward(prompts, completions, **columns):
+        import asyncio
+
+        reward.under_way = getattr(reward, "under_way", 0) + 1
+        with path.open("a") as file:
+            file.write(f"{len(completions)} {reward.under_way}\n")
+        await asyncio.sleep(seconds)
+        reward.under_way -= 1
+        if "bad" in completions:
+            raise ValueError("bad")
+        return [1.0] * len(completions)
+
+    return reward
+
+
+@pytest.mark.parametrize("how", ["process", "thread", "none"])
+def test_an_async_function_is_asked_so_many_responses_at_a_time(tmp_path, how):
+    settings = {"isolation": how, "concurrency": 3} | ({"timeout": None} if how == "none" else {})
+    found = judged(busy_judge(tmp_path / "calls"), "a", "bad", "b", "c", "d", **settings)
+    assert found == [(1.0, None), (None, "raised"), (1.0, None), (1.0, None), (1.0, None)]
+    calls = [tuple(map(int, line.split())) for line in (tmp_path / "calls").read_text().splitlines()]
+    assert {size for size, _ in calls} == {1} and max(under_way for _, under_way in calls) == 3
+
+
+def test_concurrency_is_for_async_functions():
+    with pytest.raises(ConfigError, match="concurrency=2 is for async functions"):
+        named(each(misbehave), concurrency=2)
+
+
 # files, executed in the worker alone
 
 

@@ -51,6 +51,8 @@ class CallConfig(Strict):
     """Seconds a call may take: one for all responses of a step, and one for each response asked again. null: no limit."""
     retries: int = Field(0, ge=0)
     """How often a response whose verdict failed is asked again, after all have been asked."""
+    concurrency: int | None = Field(None, ge=1)
+    """Async functions only: call once per response, with lists of one, at most this many at a time. null: one call for all."""
     on_error: Literal["mask", "raise"] = "mask"
     """A response whose verdict failed in the end: it has no reward (`mask`), or the run stops (`raise`)."""
     memory_limit: float | None = Field(None, gt=0.0)
@@ -81,8 +83,34 @@ class FunctionReward(CallConfig):
     """Factor in the weighted sum of functions."""
 
 
+class HttpReward(Strict):
+    """A server that is asked by POST: {"prompts": [...], "completions": [...], ...} -> {"rewards": [number | null, ...]}."""
+
+    type: Literal["http"] = "http"
+    url: str = Field(pattern=r"^https?://")
+    """Where to post."""
+    weight: float = 1.0
+    """Factor in the weighted sum of functions."""
+    columns: tuple[str, ...] = Field(("answer",), strict=False)
+    """Columns that are sent along."""
+    headers_env: dict[str, str] = Field({})
+    """Header -> environment variable that holds its value, so that no secret stands in a configuration."""
+    batch_size: int = Field(32, ge=1)
+    """Responses per request."""
+    concurrency: int = Field(8, ge=1)
+    """Requests under way at the same time."""
+    attempts: int = Field(4, ge=1)
+    """Tries per request: connection errors, 429 and 5xx are tried again after 0.5, 1, 2, ... s, or as Retry-After says."""
+    request_timeout: float = Field(60.0, gt=0.0)
+    """Seconds one try may take."""
+    timeout: float = Field(300.0, gt=0.0)
+    """Seconds a step's requests may take together, tries and pauses included; then its responses have no reward."""
+    on_error: Literal["mask", "raise"] = "mask"
+    """A response whose verdict failed: it has no reward (`mask`), or the run stops (`raise`)."""
+
+
 RewardFunctionConfig = Annotated[
-    ExactReward | MathReward | ChoiceReward | FunctionReward, Field(discriminator="type")
+    ExactReward | MathReward | ChoiceReward | FunctionReward | HttpReward, Field(discriminator="type")
 ]
 
 

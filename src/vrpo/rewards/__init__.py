@@ -2,6 +2,7 @@
 
 functions.py        exact, math, choice
 user.py             functions with TRL's signature: loading and calling
+http.py             a judge behind HTTP
 isolation.py        calls that may hang or crash; worker.py is the process they happen in
 score.py            the pipeline: clean verdict, then noise
 noise.py            noise on 0/1 verdicts
@@ -17,6 +18,7 @@ from vrpo.config.rewards import (
     FlipNoise,
     FunctionReward,
     GaussianNoise,
+    HttpReward,
     KeywordBiasNoise,
     LengthBiasNoise,
     MajorityNoise,
@@ -36,7 +38,7 @@ from vrpo.rewards.noise import Flip, NoiseModel, Persistent, PromptFlip, Source
 from vrpo.rewards.noise_additive import Gaussian, KeywordBias, LengthBias, Missing
 from vrpo.rewards.noise_labels import Answers, Labels, Majority, WrongLabel, majority_label
 from vrpo.rewards.score import RewardPipeline
-from vrpo.rewards.user import NamedFunction, isolated, load_function, named
+from vrpo.rewards.user import NamedFunction, isolated, load_function, named, served
 
 __all__ = [
     "NamedFunction",
@@ -97,6 +99,8 @@ def reward_columns(config: RewardsConfig) -> set[str]:
 
 
 def _function(config: RewardFunctionConfig) -> NamedFunction:
+    if isinstance(config, HttpReward):
+        return served(config)
     if isinstance(config, FunctionReward) and config.isolation == "process":
         return isolated(config)
     if isinstance(config, FunctionReward):
@@ -107,6 +111,7 @@ def _function(config: RewardFunctionConfig) -> NamedFunction:
             isolation=config.isolation,
             timeout=config.timeout,
             retries=config.retries,
+            concurrency=config.concurrency,
             on_error=config.on_error,
         )
     return named(builtin(config), weight=config.weight, name=config.type, needs=(config.column,))

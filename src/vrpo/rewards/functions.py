@@ -18,6 +18,7 @@ from vrpo.config.rewards import (
     ChoiceReward,
     ExactReward,
     FunctionReward,
+    HttpReward,
     MathReward,
     RewardFunctionConfig,
 )
@@ -195,5 +196,5 @@ def answer_extractor(config: RewardFunctionConfig) -> Callable[[str], str | None
             return extract_math
         case ChoiceReward():
             return extract_choice
-        case FunctionReward():
+        case FunctionReward() | HttpReward():
             return lambda completion: completion.strip() or None

@@ -25,7 +25,7 @@ from vrpo.errors import ConfigError, RewardError
 
 Isolation = Literal["process", "thread", "none"]
 
-FAULT_KINDS = ("raised", "timeout", "crashed", "memory", "bad_value")
+FAULT_KINDS = ("raised", "timeout", "crashed", "memory", "bad_value", "http")
 """What can go wrong with one verdict."""
 
 START_SECONDS = 300.0
@@ -94,6 +94,7 @@ class InWorker:
         function: Callable[..., Any] | None = None,
         timeout: float | None,
         memory_limit: float | None,
+        concurrency: int | None = None,
     ) -> None:
         """Name what is called: `name` in the Python file `file`, or a function to be sent over.
 
@@ -114,7 +115,13 @@ class InWorker:
                     f"reward function {self._label} cannot be sent to a process ({reason}); use isolation: thread or none"
                 ) from error
         path = None if file is None else str(Path(file).resolve())
-        self._task = {"file": path, "name": name, "pickled": pickled, "memory_limit": memory_limit}
+        self._task = {
+            "file": path,
+            "name": name,
+            "pickled": pickled,
+            "memory_limit": memory_limit,
+            "concurrency": concurrency,
+        }
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._finalizer: weakref.finalize | None = None

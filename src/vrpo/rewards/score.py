@@ -153,7 +153,7 @@ def _evaluate(
     except (Exception, SystemExit) as error:
         outcomes = [_fault(function.name, error)] * len(rollouts)
         again = list(range(len(rollouts)))
-        tries = function.retries + (len(rollouts) > 1)
+        tries = function.retries + (len(rollouts) > 1 and function.asks_again)
     failed = 0
     for row in again:
         for _ in range(tries):

@@ -19,9 +19,11 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from vrpo.config.load import explain_validation
-from vrpo.config.rewards import CallConfig, FunctionReward
+from vrpo.config.rewards import CallConfig, FunctionReward, HttpReward
 from vrpo.errors import ConfigError, RewardError
+from vrpo.rewards.http import HttpJudge
 from vrpo.rewards.isolation import InThread, InWorker, Isolation
+from vrpo.rewards.worker import spread
 from vrpo.types import Rollout
 
 PROVIDED = ("prompts", "completions", "completion_ids")
@@ -48,6 +50,8 @@ class NamedFunction:
     """How often a response whose verdict failed is asked again."""
     on_error: Literal["mask", "raise"] = "mask"
     """What becomes of a response whose verdict failed in the end."""
+    asks_again: bool = True
+    """Whether a call that failed as a whole is followed by one for each response."""
 
     def close(self) -> None:
         """End its process, if it has one; it is started again when it is needed."""
@@ -72,6 +76,7 @@ def named(
     isolation: Isolation = "none",
     timeout: float | None = None,
     retries: int = 0,
+    concurrency: int | None = None,
     on_error: Literal["mask", "raise"] = "mask",
     memory_limit: float | None = None,
 ) -> NamedFunction:
@@ -85,6 +90,7 @@ def named(
         isolation: `process`: a process of its own, to which the function is sent; `thread`; `none`: in place.
         timeout: seconds a call may take; needs isolation.
         retries: how often a response whose verdict failed is asked again.
+        concurrency: for async functions: one call a response, at most so many at a time; None: one call for all.
         on_error: `mask`: a response whose verdict failed has no reward; `raise`: the run stops.
         memory_limit: GiB of its process; needs isolation `process`.
 
@@ -96,6 +102,7 @@ def named(
             isolation=isolation,
             timeout=timeout,
             retries=retries,
+            concurrency=concurrency,
             on_error=on_error,
             memory_limit=memory_limit,
         )
@@ -112,10 +119,18 @@ def named(
             f"reward function {function!r:.60} has no signature ({error}); wrap it in a def"
         ) from error
     called = function
+    if concurrency is not None:
+        try:
+            called = spread(function, concurrency)
+        except TypeError as error:
+            raise ConfigError(f"reward function {function!r:.60}: {error}") from error
+    in_place = called
     if isolation == "thread":
-        called = InThread(lambda **arguments: _call(function, arguments), timeout=timeout)
+        called = InThread(lambda **arguments: _call(in_place, arguments), timeout=timeout)
     if isolation == "process":
-        called = InWorker(function=function, timeout=timeout, memory_limit=memory_limit)
+        called = InWorker(
+            function=function, timeout=timeout, memory_limit=memory_limit, concurrency=concurrency
+        )
     facts = [(p.name, p.kind.name, p.default is p.empty) for p in parameters]
     return _wrap(called, facts, how, name=name or _own_name(function), weight=weight, needs=needs)
 
@@ -131,9 +146,31 @@ def isolated(config: FunctionReward) -> NamedFunction:
             f"{config.file}: no such file; correct rewards.functions.file (it is relative to the working directory)"
         )
     worker = InWorker(
-        file=config.file, name=config.name, timeout=config.timeout, memory_limit=config.memory_limit
+        file=config.file,
+        name=config.name,
+        timeout=config.timeout,
+        memory_limit=config.memory_limit,
+        concurrency=config.concurrency,
     )
     return _wrap(worker, worker.parameters(), config, name=config.name, weight=config.weight)
+
+
+def served(config: HttpReward) -> NamedFunction:
+    """A judge behind HTTP.
+
+    Raises:
+        ConfigError: a header's environment variable is not set.
+    """
+    judge = HttpJudge(config)
+    return NamedFunction(
+        name=config.type,
+        function=InThread(judge, timeout=config.timeout),
+        weight=config.weight,
+        needs=frozenset(config.columns),
+        accepts=None,
+        on_error=config.on_error,
+        asks_again=False,
+    )
 
 
 def _wrap(

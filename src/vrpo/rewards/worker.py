@@ -37,6 +37,8 @@ def main(descriptor: int, parent: int) -> None:
             (p.name, p.kind.name, p.default is p.empty)
             for p in inspect.signature(function).parameters.values()
         ]
+        if task["concurrency"] is not None:
+            function = spread(function, task["concurrency"])
     # it is the user's code: whatever it raises is the answer
     except BaseException as error:
         _answer(connection, {"refused": _one_line(error)})
@@ -62,6 +64,28 @@ def _judge(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str,
     if not isinstance(values, (list, tuple)):
         return {"contract": type(values).__name__}
     return {"values": [_value(value) for value in values]}
+
+
+def spread(function: Callable[..., Any], limit: int) -> Callable[..., Any]:
+    """An async function that asks `function` once per response, with lists of one, at most `limit` at a time.
+
+    A response on which it raises has the exception in its place, so that it costs no other.
+    """
+    if not inspect.iscoroutinefunction(function):
+        raise TypeError(f"concurrency={limit} is for async functions, this is none; leave it out")
+
+    async def spread_out(**arguments: Any) -> list[Any]:
+        room = asyncio.Semaphore(limit)
+
+        async def one(row: int) -> Any:
+            async with room:
+                (value,) = await function(**{name: [values[row]] for name, values in arguments.items()})
+                return value
+
+        count = len(next(iter(arguments.values()), []))
+        return await asyncio.gather(*(one(row) for row in range(count)), return_exceptions=True)
+
+    return spread_out
 
 
 async def _wait(awaitable: Any) -> Any:

@@ -32,7 +32,17 @@ MAY_CHANGE = frozenset(
 """
 
 HOW_A_FUNCTION_IS_CALLED = frozenset(
-    {"isolation", "timeout", "retries", "concurrency", "memory_limit", "on_error"}
+    {
+        "isolation",
+        "timeout",
+        "retries",
+        "concurrency",
+        "memory_limit",
+        "on_error",
+        "headers_env",
+        "attempts",
+        "request_timeout",
+    }
 )
 """Settings of one reward function that say how it is called, not what it says: they may change too."""
 
