@@ -464,3 +464,37 @@ def test_the_library_is_a_guest_in_the_process(tmp_path):
         check=False,
     )
     assert done.stdout == "as before\n", done.stderr
+
+
+def test_a_signal_ends_a_run_whose_isolated_reward_is_stuck_and_python_functions_can_be_isolated(tmp_path):
+    """The function hangs in a process of its own, with no time limit; SIGTERM comes while it does."""
+    mark = tmp_path / "stuck"
+
+    def stuck(prompts, completions, answer, **columns):
+        import time
+
+        if len(completions) == 16 and columns.get("go") is None:  # a training step; evaluations are smaller
+            mark.write_text("now")
+            time.sleep(60)
+        return [float(c == a) for c, a in zip(completions, answer, strict=True)]
+
+    def when_stuck() -> None:
+        while not mark.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    judge = vrpo.rewards.named(stuck, isolation="process")
+    given = {
+        "model": "vrpo:tiny",
+        "train_dataset": rows(),
+        "config": python_config(),
+        "output_dir": tmp_path / "run",
+    }
+    threading.Thread(target=when_stuck, daemon=True).start()
+    started = time.perf_counter()
+    with pytest.raises(Stopped) as caught:
+        vrpo.Trainer(reward_funcs=judge, **given).train(display=Quiet())
+    assert caught.value.exit_code == 143 and time.perf_counter() - started < 40
+    assert checkpoint.steps_in(tmp_path / "run" / "checkpoints") == [0]
+    with pytest.raises(ConfigError, match="have their own"):
+        vrpo.Trainer(reward_funcs=[judge], reward_weights=[2.0], **given)

@@ -8,12 +8,15 @@ from vrpo.config import Config, load
 from vrpo.config.run import ModelConfig
 from vrpo.errors import ConfigError
 from vrpo.models import load_policy, load_tokenizer, policy_from_model
-from vrpo.rewards import named
+from vrpo.rewards import NamedFunction, named
 from vrpo.tasks import task_from_rows
 from vrpo.train.loop import train as run_loop
 from vrpo.train.progress import Display, Terminal
 from vrpo.train.run import Ingredients, Resume, Run, build_run, load_ingredients
 from vrpo.types import EvalResult
+
+RewardFunction = Callable[..., Any] | NamedFunction
+"""A function with TRL's signature, or what `vrpo.rewards.named` made of one."""
 
 
 def train(
@@ -65,7 +68,8 @@ class Trainer:
     Args:
         model: a hub name, a folder, or a loaded `transformers` causal language model (trained in place).
         reward_funcs: one function or several with TRL's signature,
-            f(prompts, completions, **columns) -> list[float | None], plain or async.
+            f(prompts, completions, **columns) -> list[float | None], plain or async; or what
+            `vrpo.rewards.named(f, timeout=..., isolation="process", ...)` made of one.
         train_dataset: a `datasets.Dataset` or a list of dicts with a `prompt` column (text or chat messages);
             the other columns reach the reward functions by name.
         eval_dataset: held-out rows; None holds out a tenth of `train_dataset`.
@@ -82,7 +86,7 @@ class Trainer:
     def __init__(
         self,
         model: Any,
-        reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]],
+        reward_funcs: RewardFunction | Sequence[RewardFunction],
         train_dataset: Any,
         *,
         eval_dataset: Any = None,
@@ -92,9 +96,15 @@ class Trainer:
         output_dir: str | Path = "runs/vrpo",
     ) -> None:
         config = Config() if config is None else config
-        functions = [reward_funcs] if callable(reward_funcs) else reward_funcs
+        functions: Any = reward_funcs  # whatever else was given is refused below
+        if callable(reward_funcs) or isinstance(reward_funcs, NamedFunction):
+            functions = [reward_funcs]
         weights = [1.0] * len(functions) if reward_weights is None else reward_weights
         _check_arguments(config, functions, weights)
+        if reward_weights is not None and any(isinstance(f, NamedFunction) for f in functions):
+            raise ConfigError(
+                "reward_weights are given and so are functions made by named(...), which have their own; pass weight=... there"
+            )
         model = str(model) if isinstance(model, Path) else model
         name = model if isinstance(model, str) else str(getattr(model, "name_or_path", type(model).__name__))
         settings = config.model or ModelConfig(path=name)
@@ -109,7 +119,10 @@ class Trainer:
         self._ingredients = Ingredients(
             policy=policy,
             task=task_from_rows(train_dataset, eval_dataset, policy.tokenizer),
-            functions=[named(f, weight=w) for f, w in zip(functions, weights, strict=True)],
+            functions=[
+                f if isinstance(f, NamedFunction) else named(f, weight=w)
+                for f, w in zip(functions, weights, strict=True)
+            ],
         )
         self._out = Path(output_dir)
         self._run: Run | None = None
@@ -159,7 +172,11 @@ def _check_arguments(config: object, functions: object, weights: object) -> None
         raise ConfigError(
             f"config={config!r:.60} is no vrpo.Config; pass vrpo.Config(...), or use vrpo.train for a file"
         )
-    if not isinstance(functions, Sequence) or not functions or not all(map(callable, functions)):
+    if (
+        not isinstance(functions, Sequence)
+        or not functions
+        or not all(callable(f) or isinstance(f, NamedFunction) for f in functions)
+    ):
         raise ConfigError(
             f"reward_funcs={functions!r:.60} holds no functions; pass one function or a list of them"
         )
