@@ -12,14 +12,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import vrpo
 from tests.smoke.test_runs import SMALL, cli, lines, python_config, rows, run, same, small, weights
 from vrpo.config import Config
 from vrpo.config.presets import merge
-from vrpo.errors import CheckpointError, ConfigError, StorageError
+from vrpo.errors import CheckpointError, ConfigError, NumericsError, StorageError
 from vrpo.train import checkpoint, files, prepared
 from vrpo.train.folder import RunFolder
 from vrpo.train.lock import RunLock
@@ -498,3 +499,26 @@ def test_a_signal_ends_a_run_whose_isolated_reward_is_stuck_and_python_functions
     assert checkpoint.steps_in(tmp_path / "run" / "checkpoints") == [0]
     with pytest.raises(ConfigError, match="have their own"):
         vrpo.Trainer(reward_funcs=[judge], reward_weights=[2.0], **given)
+
+
+def test_rewards_at_the_edge_of_fp32_move_no_weight_stop_the_run_and_leave_the_worst_tokens(tmp_path):
+    """A squared error of 9e76 is infinite: every critic update is skipped, and the eighth in a row ends the run."""
+
+    def extreme(prompts, completions, **columns):
+        return [3e38 if index % 2 else -3e38 for index in range(len(completions))]
+
+    config = small(train={"steps": 4, "eval_every": 0, "checkpoint_every": 1})
+    config = config.model_copy(
+        update={"task": None, "rewards": config.rewards.model_copy(update={"functions": (), "noise": ()})}
+    )
+    given = {"model": "vrpo:tiny", "train_dataset": rows(), "config": config, "output_dir": tmp_path}
+    with pytest.raises(NumericsError, match="8 losses or gradients of the critic in a row were not finite"):
+        vrpo.Trainer(reward_funcs=extreme, **given).train(display=Quiet())
+    worst = json.loads((tmp_path / "worst_tokens.json").read_text())
+    assert worst["step"] == 2 and len(worst["tokens"]) == 20
+    assert abs(worst["tokens"][0]["targets"]) == pytest.approx(3e38)
+    assert [m["val/skipped_updates"] for m in lines(tmp_path)] == [4.0]
+    assert checkpoint.steps_in(tmp_path / "checkpoints") == [1]
+    kept, initial = weights(tmp_path, 1), Path(vrpo.__file__).parent / "assets" / "tiny" / "model.safetensors"
+    for name, tensor in load_file(initial).items():
+        assert torch.equal(kept[f"policy/model.safetensors:{name}"], tensor)
