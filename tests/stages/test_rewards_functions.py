@@ -15,6 +15,8 @@ GSM8K = [
     json.loads(line) for line in (Path(__file__).parent / "data" / "gsm8k.jsonl").read_text().splitlines()
 ]
 
+IN_PLACE = MathReward(isolation="none", timeout=None)
+
 
 def score(config, pairs, **columns):
     """Clean rewards of (completion, answer) pairs."""
@@ -96,15 +98,15 @@ def test_choice_letters_are_bounded_by_the_choices():
     ],
 )
 def test_math(completion, answer, expected):
-    assert value(MathReward(), completion, answer) == expected
+    assert value(IN_PLACE, completion, answer) == expected
 
 
 def test_gsm8k_solutions_verify_and_others_do_not():
     # Rows of openai/grade-school-math, MIT.
     own = [(row["solution"].replace("####", "The answer is"), row["answer"]) for row in GSM8K]
-    assert [item.clean_reward for item in score(MathReward(), own)] == [1.0] * len(GSM8K)
+    assert [item.clean_reward for item in score(IN_PLACE, own)] == [1.0] * len(GSM8K)
     wrong = [(completion, str(int(answer) + 1)) for completion, answer in own]
-    assert [item.clean_reward for item in score(MathReward(), wrong)] == [0.0] * len(GSM8K)
+    assert [item.clean_reward for item in score(IN_PLACE, wrong)] == [0.0] * len(GSM8K)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_gsm8k_solutions_verify_and_others_do_not():
             "iron",
             "choice: raised: ValueError: column 'answer' holds 'iron', a letter is needed",
         ),
-        (MathReward(), "", "math: raised: ValueError: column 'answer' is empty"),
+        (IN_PLACE, "", "math: raised: ValueError: column 'answer' is empty"),
     ],
 )
 def test_a_bad_reference_is_missing_for_its_sample_alone(config, bad, message):
@@ -133,7 +135,7 @@ def test_a_missing_reference_column_is_named():
 
 def test_math_gives_up_on_what_never_ends(monkeypatch):
     monkeypatch.setattr(functions, "MATH_SECONDS", 1)
-    scored = score(MathReward(), [("\\boxed{3}", "3"), ("\\boxed{9^{9^{9}}}", "3")])
+    scored = score(IN_PLACE, [("\\boxed{3}", "3"), ("\\boxed{9^{9^{9}}}", "3")])
     assert scored[0].clean_reward == 1.0
     assert scored[1].clean_reward is None
     assert scored[1].errors[0].startswith("math: raised: TimeoutError: gave up after 1 s")
@@ -141,7 +143,7 @@ def test_math_gives_up_on_what_never_ends(monkeypatch):
 
 def test_math_works_off_the_main_thread():
     result = []
-    thread = threading.Thread(target=lambda: result.append(value(MathReward(), "\\boxed{3}", "3")))
+    thread = threading.Thread(target=lambda: result.append(value(IN_PLACE, "\\boxed{3}", "3")))
     thread.start()
     thread.join()
     assert result == [1.0]
@@ -161,8 +163,8 @@ def test_built_ins_read_chat_completions():
         (ExactReward(), "  ", None),
         (ChoiceReward(), "I say (C)", "C"),
         (ChoiceReward(), "none", None),
-        (MathReward(), "so \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
-        (MathReward(), "no idea", None),
+        (IN_PLACE, "so \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        (IN_PLACE, "no idea", None),
         (FunctionReward(file="f.py", name="f"), " x ", "x"),
     ],
 )
@@ -181,8 +183,15 @@ def test_majority_by_hand():
 
 @pytest.mark.parametrize(
     ("config", "completion"),
-    [(ExactReward(), " 46 "), (ChoiceReward(), "It is (C)."), (MathReward(), "so \\boxed{\\frac{1}{2}}")],
+    [(ExactReward(), " 46 "), (ChoiceReward(), "It is (C)."), (IN_PLACE, "so \\boxed{\\frac{1}{2}}")],
 )
 def test_a_label_is_judged_right_for_the_answer_it_came_from(config, completion):
     label = majority_label([completion], answer_extractor(config))
     assert value(config, completion, label) == 1.0
+
+
+def test_math_in_a_process_of_its_own_judges_alike():
+    pairs = [("\\boxed{3}", "3"), ("\\boxed{4}", "3"), ("no idea", "3"), ("\\boxed{3}", None)]
+    found = [(item.clean_reward, item.errors) for item in score(MathReward(), pairs)]
+    assert found == [(item.clean_reward, item.errors) for item in score(IN_PLACE, pairs)]
+    assert [reward for reward, _ in found] == [1.0, 0.0, 0.0, None]

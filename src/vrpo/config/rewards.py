@@ -21,16 +21,6 @@ class ExactReward(Strict):
     """Compare only as much of the completion as its first line's first word; for models that go on talking."""
 
 
-class MathReward(Strict):
-    """1 when `math-verify` finds the completion's final answer equal to the answer column, else 0."""
-
-    type: Literal["math"] = "math"
-    weight: float = 1.0
-    """Factor in the weighted sum of functions."""
-    column: str = "answer"
-    """Column that holds the right answer."""
-
-
 class ChoiceReward(Strict):
     """1 when the first choice letter in the completion is the answer column's letter, else 0."""
 
@@ -69,6 +59,19 @@ class CallConfig(Strict):
                 f"memory_limit={self.memory_limit} needs isolation: process; set memory_limit: null or that"
             )
         return self
+
+
+class MathReward(CallConfig):
+    """1 when `math-verify` finds the completion's final answer equal to the answer column, else 0."""
+
+    type: Literal["math"] = "math"
+    weight: float = 1.0
+    """Factor in the weighted sum of functions."""
+    column: str = "answer"
+    """Column that holds the right answer."""
+    timeout: float | None = Field(60.0, gt=0.0)
+    """Seconds a call may take, for all responses of a step or for one; a comparison that takes longer than five is given
+    up by itself, except inside one huge power. null: no limit."""
 
 
 class FunctionReward(CallConfig):

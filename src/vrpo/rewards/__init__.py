@@ -15,6 +15,7 @@ from typing import Any
 
 from vrpo.config.rewards import (
     AdversarialNoise,
+    CallConfig,
     FlipNoise,
     FunctionReward,
     GaussianNoise,
@@ -32,7 +33,7 @@ from vrpo.config.rewards import (
     WrongLabelNoise,
 )
 from vrpo.errors import ConfigError
-from vrpo.rewards.functions import answer_extractor, builtin
+from vrpo.rewards.functions import Builtin, answer_extractor
 from vrpo.rewards.isolation import fault_kind
 from vrpo.rewards.noise import Flip, NoiseModel, Persistent, PromptFlip, Source
 from vrpo.rewards.noise_additive import Gaussian, KeywordBias, LengthBias, Missing
@@ -103,18 +104,12 @@ def _function(config: RewardFunctionConfig) -> NamedFunction:
         return served(config)
     if isinstance(config, FunctionReward) and config.isolation == "process":
         return isolated(config)
+    how: dict[str, Any] = {}
+    if isinstance(config, CallConfig):
+        how = config.model_dump(include=set(CallConfig.model_fields))
     if isinstance(config, FunctionReward):
-        return named(
-            load_function(config.file, config.name),
-            weight=config.weight,
-            name=config.name,
-            isolation=config.isolation,
-            timeout=config.timeout,
-            retries=config.retries,
-            concurrency=config.concurrency,
-            on_error=config.on_error,
-        )
-    return named(builtin(config), weight=config.weight, name=config.type, needs=(config.column,))
+        return named(load_function(config.file, config.name), weight=config.weight, name=config.name, **how)
+    return named(Builtin(config), weight=config.weight, name=config.type, needs=(config.column,), **how)
 
 
 def _distinct(functions: Sequence[NamedFunction]) -> list[NamedFunction]:

@@ -184,6 +184,21 @@ def builtin(config: ExactReward | MathReward | ChoiceReward) -> Callable[..., li
             return choice_function(config)
 
 
+class Builtin:
+    """The function of a configuration, as an object that can be sent to another process: a closure could not always."""
+
+    def __init__(self, config: ExactReward | MathReward | ChoiceReward) -> None:
+        self._config = config
+        self._function = builtin(config)
+
+    def __call__(self, prompts: Any, completions: Sequence[Any], **columns: Any) -> list[Judged]:
+        """See `builtin`."""
+        return self._function(prompts, completions, **columns)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Builtin, (self._config,)
+
+
 def answer_extractor(config: RewardFunctionConfig) -> Callable[[str], str | None]:
     """Completion -> the answer that `config` would judge, as text: what a majority vote counts.
 

@@ -30,6 +30,7 @@ METRICS: dict[str, MetricDoc] = {
     # objective
     "objective/scores": _D("mean reward as the learner sees it, noise included", "rises", "rises while objective/scores_clean does not: the noise is being learned"),
     "objective/scores_clean": _D("mean reward before noise; diagnostics only", "rises", "falls while objective/scores rises: reward hacking"),
+    "objective/scores_std": _D("standard deviation of the seen reward over the step's responses", "above 0", "0: every response gets the same reward, nothing can be learned"),
     "objective/kl": _D("sum_t (log pi_t - log pi_ref_t), mean over responses, nats", "grows slowly, under 10", "jumps: learning rate too high, or kl_coef too low"),
     "objective/non_score_reward": _D("-kl_coef * objective/kl, reward units (0 without a reference)", "small against objective/scores", "dominates: kl_coef too high"),
     "objective/rlhf_reward": _D("objective/scores + objective/non_score_reward", "rises", "falls while scores rise: the policy pays too much KL"),
@@ -65,7 +66,7 @@ METRICS: dict[str, MetricDoc] = {
     "noise/false_negative": _D("share of clean 1 seen as 0", "the configured rate", "far off: noise depends on content"),
     "noise/informativeness": _D("J = 1 - false_positive - false_negative", "above 0", "0 or less: nothing can be learned"),
     "noise/seen_accuracy": _D("share of responses whose seen reward equals the clean one", "1 minus the noise", "below val/verdict_accuracy: the critic knows better than the reward"),
-    "noise/frac_zero_std_seen": _D("share of groups whose seen rewards are all equal", "under 0.5", "near 1: group baselines give no gradient"),
+    "noise/frac_zero_std_seen": _D("share of groups whose seen rewards are all equal; NaN with one response a prompt", "under 0.5", "near 1: group baselines give no gradient"),
     "noise/frac_zero_std_clean": _D("share of groups whose clean rewards are all equal", "close to the seen one", "far above the seen one: noise makes dead groups look alive"),
     # critic, before the update
     "val/explained_var": _D("1 - Var(R - V) / Var(R) over tokens, seen returns", "above 0.1 after warm-up; flips bound it by the clean share of Var(R)", "below 0: the critic is worse than a constant; more warm-up or critic epochs"),

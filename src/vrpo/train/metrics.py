@@ -86,15 +86,31 @@ def reward_metrics(batch: Batch, *, kl_coef: float) -> Metrics:
         "objective/scores": float(seen.mean()) if len(seen) else math.nan,
         "objective/scores_clean": float(clean.mean()) if len(clean) else math.nan,
         "objective/non_score_reward": -kl_coef * kl,
-        "noise/frac_zero_std_seen": float(frac_zero_std(batch.scores, batch.group_ids, batch.valid)),
-        "noise/frac_zero_std_clean": float(
-            frac_zero_std(batch.clean_scores.nan_to_num(), batch.group_ids, known)
+        "objective/scores_std": _spread(seen),
+        "noise/frac_zero_std_seen": _without_difference(batch.scores, batch.group_ids, batch.valid),
+        "noise/frac_zero_std_clean": _without_difference(
+            batch.clean_scores.nan_to_num(), batch.group_ids, known
         ),
     }
     if batch.ref_logp is not None:
         metrics["objective/kl"] = kl
     metrics["objective/rlhf_reward"] = metrics["objective/scores"] + metrics["objective/non_score_reward"]
     return metrics | _channel_metrics(batch.scores[known], batch.clean_scores[known])
+
+
+def _spread(scores: Tensor) -> float:
+    """Standard deviation; exactly 0 when all are equal."""
+    if not len(scores):
+        return math.nan
+    return 0.0 if bool((scores == scores[0]).all()) else float(scores.double().std(correction=0))
+
+
+def _without_difference(scores: Tensor, group_ids: Tensor, valid: Tensor) -> float:
+    """Share of groups whose scores are all equal; NaN when no group has two to compare."""
+    counted = group_ids[valid]
+    if len(counted.unique()) == len(counted):
+        return math.nan
+    return float(frac_zero_std(scores, group_ids, valid))
 
 
 def _channel_metrics(seen: Tensor, clean: Tensor) -> Metrics:

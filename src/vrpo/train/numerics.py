@@ -22,6 +22,11 @@ def not_finite(batch: Batch) -> str | None:
         if bool(bad.any()):
             row, place = (int(i) for i in bad.nonzero()[0])
             return f"{name}={float(column[row, place])} of sample {batch.sample_ids[row]} is not finite"
+    if batch.bootstrap is not None:
+        bad = ~batch.bootstrap.isfinite() & batch.mask.any(dim=1)
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0])
+            return f"bootstrap={float(batch.bootstrap[row])} of sample {batch.sample_ids[row]} is not finite"
     return None
 
 
@@ -34,8 +39,8 @@ def worst_tokens(batch: Batch, *, logp: Tensor | None, count: int = 20) -> list[
         count: at most so many.
 
     Returns:
-        One mapping a token: sample, column of the batch, token, and every number that is known; what is not finite is
-        None and named under "not_finite".
+        One mapping a token: sample, column of the batch, token, and every number; one that is absent is None, one that is
+        not finite is None too and named under "not_finite".
     """
     columns: dict[str, Tensor] = {
         name: column for name in PER_TOKEN if (column := getattr(batch, name)) is not None
@@ -61,6 +66,7 @@ def _row(batch: Batch, columns: dict[str, Tensor], row: int, place: int) -> dict
         "sample_id": batch.sample_ids[row],
         "column": place,
         "token_id": int(batch.input_ids[row, place + 1]),
+        **dict.fromkeys((*PER_TOKEN, "logp", "log_ratio")),
         **{name: x if math.isfinite(x) else None for name, x in numbers.items()},
         "not_finite": [name for name, x in numbers.items() if not math.isfinite(x)],
     }
