@@ -1,6 +1,7 @@
 """What a run reports: clean evaluation, live noise rates, and the critic's evidence, each by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -131,12 +132,44 @@ def test_responses_by_hand():
     metrics = rollout_metrics(scored)
     assert metrics["sampling/kept_mass"] == pytest.approx((0.5 + 1.0) / 2)
     assert metrics["objective/entropy"] == pytest.approx(2.0)  # two tokens of one nat
+    assert metrics["policy/perplexity"] == pytest.approx(math.e)
     assert metrics["completions/mean_length"] == 2.0 and metrics["val/num_eos_tokens"] == 2.0
     assert (
         metrics["rewards/exact/mean"],
         metrics["completions/truncated_frac"],
         metrics["rewards/missing"],
     ) == (0.5, 0.0, 0.0)
+
+
+def test_perplexity_is_over_tokens_and_cannot_overflow():
+    scored = inverted().score_clean([rollout(0, "46", logp=-1.0), rollout(1, "47", logp=-3.0)])
+    assert rollout_metrics(scored)["policy/perplexity"] == pytest.approx(math.exp(2.0))
+    impossible = inverted().score_clean([rollout(0, "46", logp=-1e4)])
+    assert math.isfinite(rollout_metrics(impossible)["policy/perplexity"])
+
+
+def test_errors_are_counted_by_kind_once_a_response():
+    scored = inverted().score_clean([rollout(i, "46") for i in range(3)])
+    lines = [("f: timeout: 2 s", "g: timeout: 2 s"), ("f: timeout: 2 s", "g: raised: ValueError"), ()]
+    metrics = rollout_metrics([replace(s, errors=e) for s, e in zip(scored, lines, strict=True)])
+    kinds = {name: x for name, x in metrics.items() if name.startswith("rewards/errors")}
+    assert kinds == {"rewards/errors": 2.0, "rewards/errors/raised": 1.0, "rewards/errors/timeout": 2.0}
+
+
+def test_the_spread_of_the_seen_reward_and_groups_of_one():
+    batch = make_batch((1,) * 4, scores=(1.0, 0.0, 0.0, 0.0), groups=(0, 1, 2, 3))
+    metrics = reward_metrics(batch, kl_coef=0.0)
+    assert metrics["objective/scores_std"] == pytest.approx(math.sqrt(3) / 4)
+    # with one response a prompt there is nothing to compare
+    assert math.isnan(metrics["noise/frac_zero_std_seen"]) and math.isnan(
+        metrics["noise/frac_zero_std_clean"]
+    )
+    equal = reward_metrics(batch.with_(scores=torch.full((4,), 0.1)), kl_coef=0.0)
+    assert equal["objective/scores_std"] == 0.0
+    huge = reward_metrics(batch.with_(scores=torch.tensor([3e38, -3e38, 3e38, -3e38])), kl_coef=0.0)
+    assert huge["objective/scores_std"] == pytest.approx(3e38)
+    none = reward_metrics(batch.with_(valid=torch.zeros(4, dtype=torch.bool)), kl_coef=0.0)
+    assert math.isnan(none["objective/scores_std"])
 
 
 def test_policy_metrics_from_sums():

@@ -20,6 +20,10 @@ def test_the_first_bad_column_is_named_and_what_does_not_count_is_not_looked_at(
     bad[row, place] = float("inf")
     problem = not_finite(batch.with_(advantages=bad))
     assert problem == f"advantages=inf of sample {batch.sample_ids[row]} is not finite"
+    last = batch.with_(bootstrap=torch.tensor([0.0, float("nan")]))
+    assert not_finite(last) == f"bootstrap=nan of sample {batch.sample_ids[1]} is not finite"
+    left_out = last.with_(mask=batch.mask & torch.tensor([[True], [False]]))
+    assert not_finite(left_out) is None
     hidden = torch.where(batch.mask, batch.advantages, float("nan"))
     assert not_finite(batch.with_(advantages=hidden)) is None
 
@@ -41,3 +45,11 @@ def test_worst_tokens_are_ordered_and_named():
     assert found[1]["log_ratio"] == 3.0 and found[1]["not_finite"] == []
     assert found[2]["advantages"] == -2.0
     assert len(worst_tokens(batch, logp=None)) == len(places)
+
+
+def test_every_row_has_every_name_and_what_is_unknown_is_none():
+    row = worst_tokens(make_batch((1,), scores=(1.0,), groups=(0,)), logp=None)[0]
+    assert row["rewards"] == 1.0 and row["not_finite"] == []
+    absent = {"ref_logp", "values", "advantages", "targets", "logp", "log_ratio"}
+    assert {name for name, x in row.items() if x is None} == absent
+    assert row.keys() == absent | {"sample_id", "column", "token_id", "old_logp", "rewards", "not_finite"}

@@ -32,9 +32,10 @@ LONGER, SHORTER, SHORTEST_START = 2.0, 0.25, 3.0
 """Times the length at the start; healthy runs stay within 15 %. A start under three tokens cannot shrink by four."""
 CUT, CUT_START = 0.5, 0.25
 """Share of responses that are cut now, and the share from which on they always were."""
-CRITIC_PATIENCE = 40
-"""Steps after the warm-up before explained variance counts: a cold critic is below 0 for a while in healthy runs. Under
-30 % flips it later dips below 0 for at most two steps in a row, so a whole window of it is no accident."""
+CRITIC_PATIENCE, CRITIC_LOW = 40, -0.05
+"""Steps after the warm-up before explained variance counts (a cold critic falls to -0.4 in its first steps), and its mean
+over a window in which every step is below 0. A critic that knows nothing hovers about 0: with 64 responses a step, 30 %
+flips and no warm-up nine steps in a row were below it, at -0.02 on average."""
 EQUAL = 0.95
 """Share of groups without a difference; healthy runs on clean rewards reach 0.6."""
 SURE, MOVED = 3.0, 0.1
@@ -186,10 +187,13 @@ def _length(run: _Run) -> str | None:
 
 def _explained_variance(run: _Run) -> str | None:
     name = "val/explained_var"
-    if run.end - run.warmup < CRITIC_PATIENCE or not run.always(name, lambda x: x < 0.0):
+    mean = run.now(name)
+    if run.end - run.warmup < CRITIC_PATIENCE or mean is None or mean > CRITIC_LOW:
+        return None
+    if not run.always(name, lambda x: x < 0.0):
         return None
     return (
-        f"{name} is {run.now(name):.3g}: the critic is worse than a constant, so its advantages are noise; raise "
+        f"{name} is {mean:.3g}: the critic is worse than a constant, so its advantages are noise; raise "
         "critic.warmup_steps, critic.epochs or critic.learning_rate, or set algorithm.lam to 1"
     )
 
