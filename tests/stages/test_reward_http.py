@@ -1,17 +1,20 @@
 """A judge behind HTTP: retried, bounded, never a zero."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from tests.stages.test_reward_isolation import rollouts
 from vrpo.config.rewards import RewardsConfig
 from vrpo.errors import ConfigError, RewardError
-from vrpo.rewards import build_rewards, fault_kind, http
+from vrpo.rewards import RewardPipeline, build_rewards, fault_kind, http
 
 Behaviour = Callable[[dict, int], tuple[int, dict[str, str], bytes]]
 """(request, its number) -> status, headers, body."""
@@ -58,10 +61,21 @@ def server(monkeypatch) -> Iterator[Server]:
     made.server_close()
 
 
+def address(server: Server) -> str:
+    return f"http://127.0.0.1:{server.server_port}/judge"
+
+
+def pipeline_at(url: str, **settings) -> RewardPipeline:
+    function = {"type": "http", "url": url} | settings
+    return build_rewards(RewardsConfig.model_validate({"functions": function, "max_failed": 0.6}), seed=0)
+
+
+def pipeline_of(server: Server, **settings) -> RewardPipeline:
+    return pipeline_at(settings.pop("url", address(server)), **settings)
+
+
 def judged(server: Server, *completions: str, **settings) -> list[tuple[float | None, str | None]]:
-    function = {"type": "http", "url": f"http://127.0.0.1:{server.server_port}/judge"} | settings
-    pipeline = build_rewards(RewardsConfig.model_validate({"functions": function, "max_failed": 0.6}), seed=0)
-    scored = pipeline.score_clean(rollouts(*completions))
+    scored = pipeline_of(server, **settings).score_clean(rollouts(*completions))
     return [(s.reward, fault_kind(s.errors[0]) if s.errors else None) for s in scored]
 
 
@@ -125,6 +139,69 @@ def test_waiting_is_bounded(server):
     server.behave = lambda asked, number: time.sleep(1) or right(asked, number)
     with pytest.raises(RewardError, match="http: http: MaxRetryError"):
         judged(server, "4", request_timeout=0.2, attempts=1)
+
+
+def test_a_block_without_an_answer_costs_itself_alone(server):
+    server.behave = lambda asked, number: (
+        time.sleep(3 if "bad" in asked["completions"] else 0) or right(asked, number)
+    )
+    assert judged(server, "4", "bad", "5", batch_size=1, timeout=1.0) == [
+        (1.0, None),
+        (None, "timeout"),
+        (0.0, None),
+    ]
+
+
+def test_a_step_that_was_given_up_leaves_the_next_its_connections(server):
+    pipeline = pipeline_of(server, timeout=0.5, concurrency=1)
+    server.behave = lambda asked, number: time.sleep(3) or right(asked, number)
+    with pytest.raises(RewardError, match="http: timeout"):
+        pipeline.score_clean(rollouts("4"))
+    server.behave = right
+    assert [s.reward for s in pipeline.score_clean(rollouts("4", "5"))] == [1.0, 0.0]
+
+
+def test_a_server_that_asks_for_patience_does_not_keep_the_run_from_ending(server):
+    server.behave = lambda asked, number: (429, {"Retry-After": "60"}, b"")
+    script = (
+        "import sys; from tests.stages.test_reward_http import pipeline_at; "
+        "from tests.stages.test_reward_isolation import rollouts\n"
+        "try: pipeline_at(sys.argv[1], timeout=0.5).score_clean(rollouts('4'))\n"
+        "except Exception as error: print(type(error).__name__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, address(server)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout == "RewardError\n"
+
+
+def test_a_redirect_is_not_followed_and_the_headers_stay(server, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    server.behave = lambda asked, number: (307, {"Location": f"http://localhost:{server.server_port}/"}, b"")
+    with pytest.raises(RewardError, match="status 307"):
+        judged(server, "4", headers_env={"X-Api-Key": "JUDGE_KEY"})
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("value", ["hunter2\n", "hunter2\r\nX-Other: 1", "hunter2\u20ac", "hunter2\0"])
+def test_a_secret_that_is_no_header_is_refused_without_being_shown(server, monkeypatch, value):
+    monkeypatch.setattr(http.os, "environ", {"JUDGE_KEY": value})
+    with pytest.raises(ConfigError, match="JUDGE_KEY holds a line break") as caught:
+        judged(server, "4", headers_env={"Authorization": "JUDGE_KEY"})
+    assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_label_noise_on_a_column_that_is_not_sent_is_refused(server):
+    settings = {"noise": {"type": "wrong_label", "rate": 0.5}}
+    function = {"type": "http", "url": address(server), "columns": []}
+    config = RewardsConfig.model_validate({"functions": function} | settings)
+    with pytest.raises(ConfigError, match="changes column 'answer', which no reward function reads"):
+        build_rewards(config, seed=0, answers=lambda column: ["1", "2"])
 
 
 def test_nobody_listens(server):

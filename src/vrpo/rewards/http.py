@@ -5,8 +5,10 @@
 
 import json
 import os
+import queue
+import threading
+import time
 from collections.abc import Sequence
-from multiprocessing.pool import ThreadPool
 from typing import Any, final
 
 import urllib3
@@ -30,7 +32,7 @@ class HttpJudge:
         """Read the headers from the environment.
 
         Raises:
-            ConfigError: a variable named in `headers_env` is not set.
+            ConfigError: a variable named in `headers_env` is not set, or cannot be a header.
         """
         headers = {"content-type": "application/json"}
         for header, variable in config.headers_env.items():
@@ -38,13 +40,20 @@ class HttpJudge:
                 raise ConfigError(
                     f"rewards.functions.headers_env names {variable}, which is not set; export it before the run"
                 )
-            headers[header] = os.environ[variable]
+            value = os.environ[variable]
+            # http.client would refuse it with the value in its message, which ends up in rollouts.jsonl
+            if not (value.isascii() and value.isprintable()):
+                raise ConfigError(
+                    f"rewards.functions.headers_env: {variable} holds a line break or another character that no header may "
+                    "have; export it without"
+                )
+            headers[header] = value
         self._config = config
         self._headers = headers
-        self._pool = urllib3.PoolManager(maxsize=config.concurrency, block=True)
+        self._pool = urllib3.PoolManager(maxsize=config.concurrency)
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[Any]:
-        """The server's numbers; a `Fault` of kind http for each response of a block that failed."""
+        """The server's numbers; a `Fault` of kind http or timeout for each response of a block that has none."""
         size = self._config.batch_size
         given = {"prompts": prompts, "completions": completions} | {
             name: columns[name] for name in self._config.columns
@@ -53,20 +62,56 @@ class HttpJudge:
             {name: list(values[first : first + size]) for name, values in given.items()}
             for first in range(0, len(completions), size)
         ]
-        # its threads are daemons: a server that never answers cannot keep the run from ending
-        with ThreadPool(self._config.concurrency) as pool:
-            answers = pool.map(self._block, blocks, chunksize=1)
+        late = Fault("timeout", f"no answer within {self._config.timeout:g} s")
+        answers = [[late] * len(block["completions"]) for block in blocks]
+        for index, answer in self._ask(blocks):
+            answers[index] = answer
         return [value for answer in answers for value in answer]
 
-    def _block(self, block: dict[str, list[Any]]) -> list[Any]:
+    def _ask(self, blocks: Sequence[dict[str, list[Any]]]) -> list[tuple[int, list[Any]]]:
+        """(number, answer) of the blocks that were answered in time.
+
+        The threads are daemons and no pool's: a pool waits for its threads or for all of its answers, and a server may
+        make one wait for as long as it likes.
+        """
+        deadline = time.monotonic() + self._config.timeout
+        todo, done = queue.SimpleQueue[int](), queue.SimpleQueue[tuple[int, list[Any]]]()
+        over = threading.Event()
+        pool = self._pool
+
+        def work() -> None:
+            while not over.is_set():
+                try:
+                    index = todo.get_nowait()
+                except queue.Empty:
+                    return
+                done.put((index, self._block(blocks[index], pool)))
+
+        for index in range(len(blocks)):
+            todo.put(index)
+        for _ in range(min(self._config.concurrency, len(blocks))):
+            threading.Thread(target=work, daemon=True).start()
+        answers: list[tuple[int, list[Any]]] = []
+        try:
+            while len(answers) < len(blocks):
+                answers.append(done.get(timeout=max(0.0, deadline - time.monotonic())))
+        except queue.Empty:
+            # the next step must not wait for connections that are still held by this one's threads
+            self._pool = urllib3.PoolManager(maxsize=self._config.concurrency)
+        finally:
+            over.set()
+        return answers
+
+    def _block(self, block: dict[str, list[Any]], pool: urllib3.PoolManager) -> list[Any]:
         count = len(block["completions"])
         try:
-            return self._post(block, count)
-        except (urllib3.exceptions.HTTPError, Fault, TypeError, ValueError) as error:
+            return self._post(block, count, pool)
+        # whatever a server makes the libraries raise is the fault of its answer
+        except Exception as error:
             reason = " ".join(str(error).split())[:200]
             return [Fault("http", f"{type(error).__name__}: {reason}")] * count
 
-    def _post(self, block: dict[str, list[Any]], count: int) -> list[Any]:
+    def _post(self, block: dict[str, list[Any]], count: int, pool: urllib3.PoolManager) -> list[Any]:
         config = self._config
         retry = urllib3.Retry(
             total=config.attempts - 1,
@@ -76,12 +121,13 @@ class HttpJudge:
             allowed_methods=None,
             raise_on_status=False,
         )
-        answer = self._pool.request(
+        answer = pool.request(
             "POST",
             config.url,
             body=json.dumps(block).encode("utf-8", "backslashreplace"),
             headers=self._headers,
             retries=retry,
+            redirect=False,  # another host must not get the headers
             timeout=urllib3.Timeout(total=config.request_timeout),
         )
         if answer.status != 200:

@@ -10,14 +10,16 @@ import contextlib
 import json
 import os
 import pickle
+import selectors
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -30,6 +32,12 @@ FAULT_KINDS = ("raised", "timeout", "crashed", "memory", "bad_value", "http")
 
 START_SECONDS = 300.0
 """Longest a worker may take to load its function: imports of large libraries are slow and no fault."""
+
+LARGEST_ANSWER = 1 << 26
+"""Bytes; no list of verdicts comes near it, and a longer announcement must not fill the memory of the run."""
+
+LOOK_SECONDS = 0.2
+"""How often a wait looks whether the process still lives: what it forked may keep its end of the pipe open."""
 
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -123,7 +131,7 @@ class InWorker:
             "concurrency": concurrency,
         }
         self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
+        self._connection: socket.socket | None = None
         self._finalizer: weakref.finalize | None = None
 
     def parameters(self) -> list[tuple[str, str, bool]]:
@@ -143,7 +151,11 @@ class InWorker:
             RewardError: the function returned no list, or takes arguments that no process can be sent.
         """
         if self._process is None:
-            self._start()
+            try:
+                self._start()
+            # it could be loaded before the run; what has changed since then is no fault of a response
+            except ConfigError as error:
+                raise RewardError(str(error)) from error
         try:
             message = pickle.dumps(arguments)
         except Exception as error:  # a column may hold anything
@@ -158,8 +170,8 @@ class InWorker:
                 "and tensors"
             )
         if "fault" in answer:
-            raise Fault(*answer["fault"])
-        return [Fault(*value) if isinstance(value, list) else value for value in answer["values"]]
+            raise _fault(answer["fault"])
+        return [_fault(value) if isinstance(value, list) else value for value in answer.get("values", ())]
 
     def close(self) -> None:
         """Kill the worker and everything it started; again is no error."""
@@ -168,7 +180,8 @@ class InWorker:
         self._process = self._connection = self._finalizer = None
 
     def _start(self) -> list[tuple[str, str, bool]]:
-        ours, theirs = Pipe()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
         with theirs:
             command = [sys.executable, "-P", str(WORKER), str(theirs.fileno()), str(os.getpid())]
             self._process = subprocess.Popen(
@@ -197,10 +210,18 @@ class InWorker:
         """Send, wait, receive; whatever interrupts the wait ends the worker, which may be in any state by then."""
         assert self._connection is not None and self._process is not None, "_start comes first"
         try:
-            self._connection.send_bytes(message)
-            if not self._connection.poll(timeout):
-                raise Fault("timeout", f"{too_long} {timeout:g} s")
-            return dict(json.loads(self._connection.recv_bytes()))
+            deadline = None if timeout is None else time.monotonic() + timeout
+            self._write(message, deadline)
+            answer = json.loads(self._read(deadline))
+            if not isinstance(answer, dict):
+                raise ValueError(f"a {type(answer).__name__} is no answer")
+            return answer
+        except TimeoutError as error:
+            self.close()
+            raise Fault("timeout", f"{too_long} {timeout:g} s") from error
+        except (ValueError, RecursionError) as error:
+            self.close()
+            raise Fault("crashed", "something else than the answer was written into its pipe") from error
         except (EOFError, OSError) as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=5)
@@ -211,6 +232,64 @@ class InWorker:
             self.close()
             raise
 
+    def _write(self, message: bytes, deadline: float | None) -> None:
+        assert self._connection is not None, "_start comes first"
+        # the frame of multiprocessing.connection, which the other side reads with
+        short = len(message) < 1 << 31
+        head = struct.pack("!i", len(message)) if short else struct.pack("!iQ", -1, len(message))
+        for part in (head, message):
+            rest = memoryview(part)
+            while rest:
+                self._wait(selectors.EVENT_WRITE, deadline)
+                with contextlib.suppress(BlockingIOError):
+                    rest = rest[self._connection.send(rest) :]
+
+    def _read(self, deadline: float | None) -> bytes:
+        (size,) = struct.unpack("!i", self._read_exactly(4, deadline))
+        if not 0 <= size <= LARGEST_ANSWER:
+            raise ValueError(f"{size} bytes are no answer")
+        return self._read_exactly(size, deadline)
+
+    def _read_exactly(self, size: int, deadline: float | None) -> bytes:
+        # Not Connection.recv_bytes: after the first byte it waits for the others without a limit.
+        assert self._connection is not None, "_start comes first"
+        found = bytearray()
+        while len(found) < size:
+            self._wait(selectors.EVENT_READ, deadline)
+            with contextlib.suppress(BlockingIOError):
+                piece = self._connection.recv(min(size - len(found), 1 << 20))
+                if not piece:
+                    raise EOFError
+                found += piece
+        return bytes(found)
+
+    def _wait(self, event: int, deadline: float | None) -> None:
+        """Until the pipe is ready.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+            EOFError: the process is dead and has left nothing to read.
+        """
+        assert self._connection is not None and self._process is not None, "_start comes first"
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._connection, event)
+            while True:
+                left = LOOK_SECONDS if deadline is None else min(LOOK_SECONDS, deadline - time.monotonic())
+                if left <= 0:
+                    raise TimeoutError
+                dead = self._process.poll() is not None
+                if selector.select(left):
+                    return
+                if dead:
+                    raise EOFError
+
+
+def _fault(said: Any) -> Fault:
+    """[kind, detail] as the worker writes it; anything else is a bad value."""
+    if isinstance(said, list) and len(said) == 2 and said[0] in FAULT_KINDS and isinstance(said[1], str):
+        return Fault(said[0], said[1])
+    return Fault("bad_value", f"returned {said!r:.60}, a finite number or None is needed")
+
 
 def _how(status: int | None) -> str:
     if status is None:
@@ -220,8 +299,10 @@ def _how(status: int | None) -> str:
     return f"the process exited with status {status}"
 
 
-def _end(process: "subprocess.Popen[bytes]", connection: Connection) -> None:
+def _end(process: "subprocess.Popen[bytes]", connection: socket.socket) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    # a process stuck in the kernel cannot be waited for
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=5)
     connection.close()

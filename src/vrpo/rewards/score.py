@@ -1,5 +1,6 @@
 """Stage 3: rollouts -> verdicts. The clean reward first, then the noise on a copy of it."""
 
+from asyncio import CancelledError
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, final
@@ -150,7 +151,7 @@ def _evaluate(
     except RewardError:
         raise
     # It is the user's code: whatever it raises, sys.exit() too, is charged to the sample that caused it.
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, CancelledError) as error:
         outcomes = [_fault(function.name, error)] * len(rollouts)
         again = list(range(len(rollouts)))
         tries = function.retries + (len(rollouts) > 1 and function.asks_again)
@@ -178,7 +179,7 @@ def _ask_again(function: NamedFunction, rollout: Rollout, columns: Mapping[str, 
         return _read(function.name, call(function, [rollout], columns)[0])
     except RewardError:
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, CancelledError) as error:
         return _fault(function.name, error)
 
 

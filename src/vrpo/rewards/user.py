@@ -161,13 +161,12 @@ def served(config: HttpReward) -> NamedFunction:
     Raises:
         ConfigError: a header's environment variable is not set.
     """
-    judge = HttpJudge(config)
     return NamedFunction(
         name=config.type,
-        function=InThread(judge, timeout=config.timeout),
+        function=HttpJudge(config),
         weight=config.weight,
         needs=frozenset(config.columns),
-        accepts=None,
+        accepts=frozenset(("prompts", "completions", *config.columns)),
         on_error=config.on_error,
         asks_again=False,
     )

@@ -13,19 +13,23 @@ import json
 import math
 import os
 import pickle
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 FP32_MAX = 3.4028234663852886e38
+
+OUT_OF_MEMORY = "the function ran out of the memory it may use"
 
 
 def main(descriptor: int, parent: int) -> None:
     """Load the function, say what its signature is, then answer until the parent is gone."""
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    os.set_inheritable(descriptor, False)  # what the function starts must not hold the pipe open
     connection = Connection(descriptor)
     task = pickle.loads(connection.recv_bytes())
     sys.path[:] = task["path"]
@@ -46,19 +50,19 @@ def main(descriptor: int, parent: int) -> None:
     _answer(connection, {"parameters": facts})
     while True:
         try:
-            arguments = pickle.loads(connection.recv_bytes())
+            message = connection.recv_bytes()
         except EOFError:
-            return
-        _answer(connection, _judge(function, arguments))
+            _leave()
+        _answer(connection, _judge(function, message))
 
 
-def _judge(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+def _judge(function: Callable[..., Any], message: bytes) -> dict[str, Any]:
     try:
-        values = function(**arguments)
+        values = function(**pickle.loads(message))
         if inspect.isawaitable(values):
             values = asyncio.run(_wait(values))
     except MemoryError:
-        return {"fault": ["memory", "the function ran out of the memory it may use"]}
+        return {"fault": ["memory", OUT_OF_MEMORY]}
     except BaseException as error:
         return {"fault": ["raised", _one_line(error)]}
     if not isinstance(values, (list, tuple)):
@@ -96,7 +100,9 @@ def _value(value: Any) -> Any:
     """None, a number, or [kind, detail] for anything else."""
     if value is None:
         return None
-    if isinstance(value, Exception):
+    if isinstance(value, MemoryError):
+        return ["memory", OUT_OF_MEMORY]
+    if isinstance(value, BaseException):
         return ["raised", _one_line(value)]
     try:
         if hasattr(value, "item") and not isinstance(value, (str, bytes)):  # a scalar of numpy or torch
@@ -148,6 +154,13 @@ def _watch(parent: int) -> None:
     """End with the parent, also while the function is busy."""
     while os.getppid() == parent:
         time.sleep(0.5)
+    _leave()
+
+
+def _leave() -> NoReturn:
+    """End at once, and with this process everything the function started."""
+    if os.getpgrp() == os.getpid():  # a group of its own, so nobody else is in it
+        os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)
 
 
