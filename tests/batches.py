@@ -26,10 +26,14 @@ def make_batch(
     mask = (columns >= prompt - 1) & (columns < totals[:, None] - 1)
     rewards = torch.zeros(rows, length - 1)
     rewards[torch.arange(rows), totals - 2] = torch.tensor(scores)
+    input_ids = torch.randint(3, vocabulary, (rows, length), generator=generator) * attention
+    for row, group in enumerate(groups):  # samples of a group answer one prompt
+        input_ids[row, :prompt] = input_ids[list(groups).index(group), :prompt]
     batch = Batch(
         sample_ids=tuple(f"s1/p{g}/k{i}" for i, g in enumerate(groups)),
         group_ids=torch.tensor(groups),
-        input_ids=torch.randint(3, vocabulary, (rows, length), generator=generator) * attention,
+        prompt_lengths=torch.full((rows,), prompt),
+        input_ids=input_ids,
         attention_mask=attention,
         mask=mask,
         old_logp=-torch.rand(rows, length - 1, generator=generator) * mask,

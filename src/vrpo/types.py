@@ -96,6 +96,28 @@ class ScoredRollout:
     """One line per reward function that raised or returned something unusable for this sample."""
 
 
+@dataclass(frozen=True, slots=True)
+class SharedPrompts:
+    """Which rows of a batch answer the same prompt."""
+
+    first: Int[Tensor, " P"]
+    """For each prompt, a row that holds it."""
+    of_row: Int[Tensor, " B"]
+    """For each row, its prompt."""
+    lengths: Int[Tensor, " P"]
+    """Tokens of each prompt."""
+
+    @classmethod
+    def of(cls, group_ids: Int[Tensor, " B"], prompt_lengths: Int[Tensor, " B"]) -> "SharedPrompts | None":
+        """Rows of equal group id share their first `prompt_lengths` tokens; None when every row stands alone."""
+        groups, of_row = group_ids.unique(return_inverse=True)
+        if len(groups) == len(group_ids):
+            return None
+        rows = torch.arange(len(group_ids), device=group_ids.device)
+        first = torch.zeros_like(groups).scatter_reduce(0, of_row, rows, "amin", include_self=False)
+        return cls(first, of_row, prompt_lengths[first])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Scored rollouts as padded tensors, B sequences of L tokens on one device.
@@ -111,6 +133,8 @@ class Batch:
     sample_ids: tuple[str, ...]
     group_ids: Int[Tensor, " B"]
     """Samples of one prompt share a group id."""
+    prompt_lengths: Int[Tensor, " B"]
+    """Tokens before the first one that the policy chose; samples of one prompt share them."""
     input_ids: Int[Tensor, "B L"]
     attention_mask: Bool[Tensor, "B L"]
     """True on real tokens, False on padding."""
@@ -149,6 +173,11 @@ class Batch:
     def num_tokens(self) -> int:
         """Number of tokens that count: the denominator of a loss over this batch."""
         return int(self.mask.sum())
+
+    @property
+    def shared_prompts(self) -> SharedPrompts | None:
+        """Which sequences answer the same prompt; None when each has its own."""
+        return SharedPrompts.of(self.group_ids, self.prompt_lengths)
 
     def select(self, rows: Tensor) -> "Batch":
         """The sequences `rows`, with right padding trimmed to the longest of them."""

@@ -24,6 +24,7 @@ from vrpo.errors import CheckpointError, ConfigError, NumericsError, StorageErro
 from vrpo.train import checkpoint, files, prepared
 from vrpo.train.folder import RunFolder
 from vrpo.train.lock import RunLock
+from vrpo.train.microbatches import Splitter
 from vrpo.train.progress import Quiet
 from vrpo.train.signals import Stopped
 
@@ -60,16 +61,21 @@ def test_a_signal_in_an_update_stops_before_the_next_microbatch_and_nothing_is_l
 ):
     """SIGTERM at one of the 16 micro-batches of step 2: `paused` holds the step, and the resumed run is the whole one."""
     seen = []
-    split = vrpo.train.update.split
+    accumulate, split = vrpo.train.update._accumulate, Splitter.__call__
 
-    def counting(batch, size):
-        for micro in split(batch, size):
+    def counting(self, batch):
+        for piece in split(self, batch):
             seen.append(len(seen))
             if len(seen) == 16 + microbatch:
                 signal.raise_signal(signal.SIGTERM)
-            yield micro
+            yield piece
 
-    monkeypatch.setattr(vrpo.train.update, "split", counting)
+    def in_an_update(*args, **kwargs):
+        with monkeypatch.context() as patch:
+            patch.setattr(Splitter, "__call__", counting)
+            return accumulate(*args, **kwargs)
+
+    monkeypatch.setattr(vrpo.train.update, "_accumulate", in_an_update)
     with pytest.raises(Stopped) as caught:
         run(small(**STEPPED), tmp_path / "run")
     monkeypatch.undo()

@@ -264,7 +264,7 @@ def test_a_recurrent_model_takes_the_slow_path_and_is_right(tokenizer, make_prom
     with caplog.at_level(logging.WARNING, logger="vrpo"):
         engine = engine_for(policy)
     assert engine._steps is UncachedSteps
-    assert [r.levelname for r in caplog.records if r.name.startswith("vrpo")] == ["WARNING"]
+    assert [r.levelname for r in caplog.records if r.name == "vrpo.rollout.steps"] == ["WARNING"]
     assert "slow" in caplog.text
     for rollout in sample(engine, make_prompts(*TEXTS), greedy=True, num_generations=1):
         ids = torch.from_numpy(rollout.token_ids)

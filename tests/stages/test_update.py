@@ -11,13 +11,15 @@ from vrpo.algorithms import Ppo
 from vrpo.config.learning import PpoConfig
 from vrpo.config.run import TrainConfig
 from vrpo.errors import NumericsError
+from vrpo.train.microbatches import Splitter
 from vrpo.train.optim import adamw, schedule
 from vrpo.train.update import Paused, UpdateStats, update
 
+ONE = Splitter(1, None, share=True)
 SETTINGS = {
     "epochs": 1,
     "minibatch": 4,
-    "microbatch": 2,
+    "split": Splitter(2, None, share=True),
     "max_grad_norm": 1.0,
     "seed": 0,
     "labels": ("policy", 1),
@@ -52,7 +54,10 @@ def test_the_step_does_not_depend_on_the_microbatch(make_policy, microbatch):
         policy = copy.deepcopy(start)
         optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
         stats = update(
-            optimizer, batch, policy_loss(policy, Ppo(PpoConfig())), **SETTINGS | {"microbatch": size}
+            optimizer,
+            batch,
+            policy_loss(policy, Ppo(PpoConfig())),
+            **SETTINGS | {"split": Splitter(size, None, share=True)},
         )
         weights.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
     moved = (weights[0] - torch.cat([p.detach().flatten() for p in start.parameters()])).abs().max()
@@ -83,12 +88,12 @@ def test_order_is_drawn_anew_each_pass_and_named(make_policy):
         return weight * 0.0, {}
 
     batch = make_batch((1,) * 8, scores=(0.0,) * 8, groups=range(8))
-    update(optimizer, batch, loss, **SETTINGS | {"epochs": 2, "minibatch": 1, "microbatch": 1})
+    update(optimizer, batch, loss, **SETTINGS | {"epochs": 2, "minibatch": 1, "split": ONE})
     first = dict(seen)
     assert sorted(first[0]) == sorted(first[1]) == sorted(batch.sample_ids)
     assert first[0] != first[1]
     seen.clear()
-    update(optimizer, batch, loss, **SETTINGS | {"epochs": 2, "minibatch": 1, "microbatch": 1})
+    update(optimizer, batch, loss, **SETTINGS | {"epochs": 2, "minibatch": 1, "split": ONE})
     assert seen == first
 
 
@@ -123,16 +128,16 @@ def test_a_gradient_that_is_not_finite_is_skipped_counted_and_finally_stops(make
         return weight * (float("nan") if bad.intersection(micro.sample_ids) else 0.1), {"loss": 1.0}
 
     batch = make_batch()
-    stats = update(optimizer, batch, loss, **SETTINGS | {"minibatch": 1, "microbatch": 1})
+    stats = update(optimizer, batch, loss, **SETTINGS | {"minibatch": 1, "split": ONE})
     assert (stats.skipped, len(stats.grad_norms), weight.item()) == (1, 3, pytest.approx(0.7))
     assert stats.tokens == batch.num_tokens - 3
     bad.update(batch.sample_ids)
     # seven in a row are survived, in this step or over several; the eighth is not
     earlier = UpdateStats(skipped_in_a_row=3)
-    stats = update(optimizer, batch, loss, **SETTINGS | {"minibatch": 1, "microbatch": 1}, stats=earlier)
+    stats = update(optimizer, batch, loss, **SETTINGS | {"minibatch": 1, "split": ONE}, stats=earlier)
     assert (stats.skipped, stats.skipped_in_a_row, stats.tokens) == (4, 7, 0)
     with pytest.raises(NumericsError, match="8 losses or gradients of the policy in a row") as caught:
-        update(optimizer, batch, loss, **SETTINGS | {"minibatch": 1, "microbatch": 1, "epochs": 5})
+        update(optimizer, batch, loss, **SETTINGS | {"minibatch": 1, "split": ONE, "epochs": 5})
     assert len(caught.value.batch) == 1
     assert weight.item() == pytest.approx(0.7)
 
@@ -141,7 +146,10 @@ def test_a_loss_that_is_not_finite_makes_no_step_even_with_a_finite_gradient():
     weight = torch.nn.Parameter(torch.ones(()))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     stats = update(
-        optimizer, make_batch(), lambda *_: (weight + float("inf"), {}), **SETTINGS | {"microbatch": 4}
+        optimizer,
+        make_batch(),
+        lambda *_: (weight + float("inf"), {}),
+        **SETTINGS | {"split": Splitter(4, None, share=True)},
     )
     assert (stats.skipped, weight.item()) == (1, 1.0)
 
@@ -150,7 +158,7 @@ def test_a_loss_that_is_not_finite_makes_no_step_even_with_a_finite_gradient():
 def test_an_update_paused_anywhere_goes_on_to_the_same_weights(make_policy, asked):
     start = make_policy("llama")
     batch = on_policy(start, make_batch())
-    settings = SETTINGS | {"minibatch": 2, "microbatch": 1, "epochs": 2}
+    settings = SETTINGS | {"minibatch": 2, "split": ONE, "epochs": 2}
     whole, halted = copy.deepcopy(start), copy.deepcopy(start)
     rule = Ppo(PpoConfig())
     rates = {"learning_rate": 1e-2, "weight_decay": 0.0}

@@ -15,6 +15,7 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vrpo.algorithms.base import Sums
 from vrpo.config.learning import BottleneckHead, CriticConfig
@@ -159,7 +160,7 @@ class CriticObjective:
         denominators: Denominators,
         beta: float,
         noise_labels: tuple[str | int, ...],
-        reference_hidden: Callable[[Batch], tuple[Tensor, Tensor]] | None = None,
+        reference_states: Callable[[Batch, Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> tuple[Tensor, Sums]:
         """L_V of a micro-batch as its share of the optimizer step, and metric sums over its tokens.
 
@@ -169,11 +170,14 @@ class CriticObjective:
             denominators: counts over the whole optimizer step.
             beta: weight of the bottleneck's KL, from `beta`.
             noise_labels: names the latent draw, together with the sample's id (step, pass).
-            reference_hidden: hidden states [B, L, d] and head weight [V, d] of the frozen model; kl_ref only.
+            reference_states: (micro-batch, [B, L] positions) -> the frozen model's states there [N, d] and its head
+                weight [V, d]; kl_ref only.
         """
         assert batch.targets is not None, "annotate comes first"
-        hidden = critic.hidden(batch.input_ids, batch.attention_mask)[:, :-1]
-        output = critic.forward_tokens(hidden[batch.mask], self._noise(critic, batch, noise_labels))
+        states = critic.states_at(
+            batch.input_ids, batch.attention_mask, pad(batch.mask, (0, 1)), batch.shared_prompts
+        )
+        output = critic.forward_tokens(states, self._noise(critic, batch, noise_labels))
         values = torch.zeros_like(batch.old_logp).masked_scatter(batch.mask, output.values)
         mse = value_mse_loss(
             values,
@@ -184,7 +188,7 @@ class CriticObjective:
             clip=self.config.cliprange_value,
         )
         bottleneck = output.kl.sum() / denominators.tokens
-        semantic, sums = self._semantic(critic, hidden, batch, denominators, reference_hidden)
+        semantic, sums = self._semantic(critic, states, batch, denominators, reference_states)
         loss = mse + beta * bottleneck + semantic
         sums |= {
             "loss": float(mse.detach()) * denominators.tokens,
@@ -212,28 +216,30 @@ class CriticObjective:
     def _semantic(
         self,
         critic: Critic,
-        hidden: Tensor,
+        states: Tensor,
         batch: Batch,
         denominators: Denominators,
-        reference_hidden: Callable[[Batch], tuple[Tensor, Tensor]] | None,
+        reference_states: Callable[[Batch, Tensor], tuple[Tensor, Tensor]] | None,
     ) -> tuple[Tensor, Sums]:
-        """L_sem on the selected tokens only; the other tokens never meet the vocabulary."""
+        """L_sem on the selected tokens only; the other tokens never meet the vocabulary. `states` [N, d] are those of
+        the tokens that count."""
         config = self.config.semantic
-        zero = hidden.new_zeros((), dtype=torch.float32)
+        zero = states.new_zeros((), dtype=torch.float32)
         if config.mode == "off":
             return zero, {}
         assert batch.selected_entropy is not None and batch.selected_nll is not None, "select comes first"
         weight = critic.frozen_head
-        either = batch.selected_entropy | batch.selected_nll
+        either = (batch.selected_entropy | batch.selected_nll) & batch.mask
+        chosen = states.index_select(0, either[batch.mask].nonzero().squeeze(1))
         in_entropy, in_nll = batch.selected_entropy[either], batch.selected_nll[either]
         if config.mode == "kl_ref":
-            assert reference_hidden is not None, "kl_ref needs the reference model"
-            ref, ref_weight = reference_hidden(batch)
-            kl = linear_kl(ref[:, :-1][either], ref_weight, hidden[either], weight)
+            assert reference_states is not None, "kl_ref needs the reference model"
+            ref, ref_weight = reference_states(batch, pad(either, (0, 1)))
+            kl = linear_kl(ref, ref_weight, chosen, weight)
             on_entropy = on_nll = kl
         else:
             logp, on_entropy = linear_logprobs_and_entropy(
-                hidden[either], weight, batch.input_ids[:, 1:][either], temperature=1.0
+                chosen, weight, batch.input_ids[:, 1:][either], temperature=1.0
             )
             on_nll = clamped_nll(-logp)
         entropy_sum = torch.where(in_entropy, on_entropy, 0.0).sum()
@@ -251,11 +257,13 @@ class CriticObjective:
         }
 
 
-def value_feature_uncertainty(critic: Critic, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Entropy and negative log-likelihood [B, T] of p_t = softmax(W_lm h_t), without gradient."""
+def value_feature_uncertainty(critic: Critic, states: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Entropy and negative log-likelihood [B, T] of p_t = softmax(W_lm h_t), without gradient.
+
+    `states` [N, d] are the value features before each token that counts.
+    """
     with torch.no_grad():
-        flat = hidden[:, :-1][batch.mask]
         ids = batch.input_ids[:, 1:][batch.mask]
-        entropy, nll = token_entropy_and_nll(flat[None], critic.frozen_head, ids[None])
+        entropy, nll = token_entropy_and_nll(states[None], critic.frozen_head, ids[None])
     empty = torch.zeros_like(batch.old_logp)
     return empty.masked_scatter(batch.mask, entropy[0]), empty.masked_scatter(batch.mask, nll[0])

@@ -8,43 +8,11 @@ log-probabilities are in nats.
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-
-def _linear_logits(
-    hidden: Float[Tensor, "C d"],
-    weight: Float[Tensor, "V d"],
-    bias: Float[Tensor, " V"] | None,
-    *,
-    temperature: float,
-    softcap: float | None,
-    logit_scale: float,
-) -> Float[Tensor, "C V"]:
-    """fp32 logits of one chunk.
-
-    The product runs in the wider of the two dtypes. Where autocast would have the model's own head multiply in
-    bf16, this is the more exact one: what the sampler draws from and the trainer differentiates.
-    """
-    dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    logits = F.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).float()
-    if logit_scale != 1.0:
-        logits = logits * logit_scale
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    return logits if temperature == 1.0 else logits / temperature
-
-
-def _chosen_and_entropy(
-    logits: Float[Tensor, "C V"], token_ids: Int[Tensor, " C"]
-) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
-    log_z = torch.logsumexp(logits, dim=-1)
-    logp = logits.gather(-1, token_ids.long()[:, None]).squeeze(-1) - log_z
-    # H = log Z - E[logit]: one [C, V] temporary fewer than -sum p log p
-    entropy = log_z - (torch.softmax(logits, dim=-1) * logits).sum(dim=-1)
-    return logp, entropy
+from vrpo.functional.chunked_head import ChosenAndEntropy, HeadForm, rows_of_a_chunk
 
 
 def linear_logprobs_and_entropy(
@@ -53,7 +21,7 @@ def linear_logprobs_and_entropy(
     token_ids: Int[Tensor, " N"],
     *,
     temperature: float,
-    chunk: int = 1024,
+    chunk: int | None = None,
     bias: Float[Tensor, " V"] | None = None,
     softcap: float | None = None,
     logit_scale: float = 1.0,
@@ -71,7 +39,8 @@ def linear_logprobs_and_entropy(
         weight: the language-model head.
         token_ids: the chosen tokens.
         temperature: > 0; divides the logits.
-        chunk: rows whose logits exist at one time; memory is chunk * V * 4 bytes, a few times over.
+        chunk: rows whose logits exist at one time; memory is chunk * V * 4 bytes, about three times over. None: as
+            many as make CHUNK_LOGITS logits.
         bias: of the head, if it has one.
         softcap: logits are squashed into (-softcap, softcap), as Gemma does; None: not.
         logit_scale: factor on the logits before the cap, as Cohere and Granite have it.
@@ -80,23 +49,10 @@ def linear_logprobs_and_entropy(
         logp, entropy: fp32, nats.
     """
 
-    def rows(h: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        logits = _linear_logits(
-            h, weight, bias, temperature=temperature, softcap=softcap, logit_scale=logit_scale
-        )
-        return _chosen_and_entropy(logits, ids)
-
-    logps, entropies = [], []
-    # one empty chunk when N = 0: the results stay connected to hidden, so that backward() works
-    for start in range(0, max(len(hidden), 1), chunk):
-        h, ids = hidden[start : start + chunk], token_ids[start : start + chunk]
-        if torch.is_grad_enabled():
-            logp, entropy = checkpoint(rows, h, ids, use_reentrant=False, preserve_rng_state=False)
-        else:
-            logp, entropy = rows(h, ids)
-        logps.append(logp)
-        entropies.append(entropy)
-    return torch.cat(logps), torch.cat(entropies)
+    form = HeadForm(temperature=temperature, softcap=softcap, logit_scale=logit_scale)
+    rows = chunk or rows_of_a_chunk(len(weight))
+    logp, entropy = ChosenAndEntropy.apply(hidden, weight, bias, token_ids.long(), form, rows)
+    return logp, entropy
 
 
 def linear_kl(
@@ -105,7 +61,7 @@ def linear_kl(
     hidden_q: Float[Tensor, "N dq"],
     weight_q: Float[Tensor, "V dq"],
     *,
-    chunk: int = 1024,
+    chunk: int | None = None,
     temperature: float = 1.0,
 ) -> Float[Tensor, " N"]:
     """KL(p || q) = sum_v p_v (log p_v - log q_v), p and q the softmaxes of two heads, without an N x V tensor.
@@ -117,26 +73,30 @@ def linear_kl(
         weight_p: its head.
         hidden_q: hidden states of the distribution that is fitted.
         weight_q: its head, over the same vocabulary.
-        chunk: rows whose logits exist at one time.
+        chunk: rows whose logits exist at one time; None: as many as make CHUNK_LOGITS logits.
         temperature: divides the logits of both.
 
     Returns:
         fp32, nats, >= 0 up to rounding.
     """
 
+    form = HeadForm(temperature=temperature)
+
     def rows(h_p: Tensor, h_q: Tensor) -> Tensor:
         with torch.no_grad():
             log_p = torch.log_softmax(
-                _linear_logits(h_p, weight_p, None, temperature=temperature, softcap=None, logit_scale=1.0),
+                form.logits(h_p, weight_p, None),
                 dim=-1,
             )
         log_q = torch.log_softmax(
-            _linear_logits(h_q, weight_q, None, temperature=temperature, softcap=None, logit_scale=1.0),
+            form.logits(h_q, weight_q, None),
             dim=-1,
         )
         return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
     parts = []
+    chunk = chunk or rows_of_a_chunk(len(weight_q))
+    # one empty chunk when N = 0: the result stays connected to hidden_q, so that backward() works
     for start in range(0, max(len(hidden_q), 1), chunk):
         h_p, h_q = hidden_p[start : start + chunk], hidden_q[start : start + chunk]
         if torch.is_grad_enabled():
@@ -168,7 +128,7 @@ def token_entropy_and_nll(
     weight: Float[Tensor, "V d"],
     token_ids: Int[Tensor, "B T"],
     *,
-    chunk: int = 1024,
+    chunk: int | None = None,
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
     """Entropy H(p_t) and negative log-likelihood -log p_t(token t), p_t = softmax(W h_t), chunked and exact.
 
@@ -176,7 +136,7 @@ def token_entropy_and_nll(
         hidden: h_t, the state *before* token t.
         weight: the language-model head.
         token_ids: token t.
-        chunk: rows whose logits exist at one time.
+        chunk: rows whose logits exist at one time; None: as many as make CHUNK_LOGITS logits.
 
     Returns:
         entropy, nll: fp32, nats; log-perplexity is another name of nll.

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from vrpo.config.learning import CriticConfig
 from vrpo.config.run import LoraConfig
 from vrpo.errors import ModelError
+from vrpo.models.backbone import shared_limit, states_at
 from vrpo.models.heads import BottleneckHead, HeadOutput, ScalarHead, ValueHead, build_head
 from vrpo.models.loading import add_adapter, copy_adapter, load_backbone, resolve_path
-from vrpo.models.policy import Policy, frozen_head, run_backbone
+from vrpo.models.policy import Policy, frozen_head
 from vrpo.rng import stream_seed
+from vrpo.types import SharedPrompts
 
 HEAD_WEIGHTS, HEAD_SETTINGS = "value_head.safetensors", "value_head.json"
 
@@ -58,6 +60,13 @@ class Critic(nn.Module):
         # not persistent: it is the initial policy's, which every run can load again
         self.register_buffer("_lm_head", lm_head, persistent=False)
         self.train(False)
+        vocabulary = backbone.get_input_embeddings().weight.shape[0]
+        self.shared_limit = shared_limit(self._features, vocabulary=vocabulary)
+
+    @property
+    def _features(self) -> Any:
+        """The `transformers` model whose layers carry the adapter, where there is one."""
+        return self.backbone.get_base_model() if self.adapter else self.backbone
 
     @classmethod
     def from_policy(
@@ -160,8 +169,26 @@ class Critic(nn.Module):
         self, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L d"]:
         """Value features of right-padded sequences; 0 at padding."""
-        backbone = self.backbone.get_base_model() if self.adapter else self.backbone
-        return run_backbone(backbone, input_ids, attention_mask, compute_dtype=self.compute_dtype)
+        states = self.states_at(input_ids, attention_mask, attention_mask)
+        empty = states.new_zeros(*input_ids.shape, states.shape[-1])
+        return empty.masked_scatter(attention_mask[..., None], states)
+
+    def states_at(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Bool[Tensor, "B L"],
+        at: Bool[Tensor, "B L"],
+        prompts: SharedPrompts | None = None,
+    ) -> Float[Tensor, "N d"]:
+        """Value features where `at` is True; see `vrpo.models.backbone.states_at`."""
+        return states_at(
+            self._features,
+            input_ids,
+            attention_mask,
+            at,
+            compute_dtype=self.compute_dtype,
+            prompts=prompts if input_ids.shape[1] <= self.shared_limit else None,
+        )
 
     def forward_tokens(self, hidden: Float[Tensor, "N d"], noise: Tensor | None) -> HeadOutput:
         """Values and bottleneck KL of chosen tokens; noise [N, K] is standard normal, None takes the mean of z."""

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from vrpo.errors import ModelError
 from vrpo.functional import linear_logprobs_and_entropy
+from vrpo.models.backbone import autocast, shared_limit, states_at
 from vrpo.models.lm_head import LmHead, head_of
+from vrpo.types import SharedPrompts
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ class Policy(nn.Module):
         self.base_is_initial = base_is_initial
         self.train(False)
         self.runs_head_alone = self._probe()
+        self.shared_limit = shared_limit(self.backbone, vocabulary=self.vocabulary)
 
     def train(self, mode: bool = True) -> "Policy":
         """Set the flag of this module; the wrapped model stays in eval mode."""
@@ -81,6 +84,11 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens the model embeds."""
+        return int(self.causal_lm.get_input_embeddings().weight.shape[0])
 
     @property
     def context_length(self) -> int | None:
@@ -105,7 +113,26 @@ class Policy(nn.Module):
         self, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L d"]:
         """Last hidden states after the final norm; 0 at padding."""
-        return run_backbone(self.backbone, input_ids, attention_mask, compute_dtype=self.compute_dtype)
+        states = self.states_at(input_ids, attention_mask, attention_mask)
+        empty = states.new_zeros(*input_ids.shape, states.shape[-1])
+        return empty.masked_scatter(attention_mask[..., None], states)
+
+    def states_at(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Bool[Tensor, "B L"],
+        at: Bool[Tensor, "B L"],
+        prompts: SharedPrompts | None = None,
+    ) -> Float[Tensor, "N d"]:
+        """Last hidden states after the final norm, where `at` is True; see `vrpo.models.backbone.states_at`."""
+        return states_at(
+            self.backbone,
+            input_ids,
+            attention_mask,
+            at,
+            compute_dtype=self.compute_dtype,
+            prompts=prompts if input_ids.shape[1] <= self.shared_limit else None,
+        )
 
     def logprobs_and_entropy(
         self,
@@ -114,6 +141,7 @@ class Policy(nn.Module):
         mask: Bool[Tensor, "B T"],
         *,
         temperature: float,
+        prompts: SharedPrompts | None = None,
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         """log pi(token t + 1 | tokens up to t) and the entropy of that distribution, nats, fp32.
 
@@ -122,6 +150,7 @@ class Policy(nn.Module):
             attention_mask: [B, L], True on real tokens.
             mask: [B, T = L - 1], True where a token counts; only these meet the vocabulary.
             temperature: logits are divided by it.
+            prompts: rows that answer the same prompt, which is then read once for all of them.
 
         Returns:
             Log-probabilities and entropies, both 0 where mask is False; gradients are exact.
@@ -129,7 +158,8 @@ class Policy(nn.Module):
         targets = input_ids[:, 1:][mask]
         if self.runs_head_alone:
             head = self.head
-            chosen = self.hidden(input_ids, attention_mask)[:, :-1][mask]
+            # the state at position t chooses token t + 1; nothing is chosen after the last
+            chosen = self.states_at(input_ids, attention_mask, nn.functional.pad(mask, (0, 1)), prompts)
             logp, entropy = linear_logprobs_and_entropy(
                 chosen,
                 head.weight,
@@ -194,8 +224,7 @@ class Policy(nn.Module):
     def _probe(self) -> bool:
         """Whether head(backbone(x)) is the model's own logits, on eight tokens."""
         head = head_of(self.causal_lm)
-        words = self.causal_lm.get_input_embeddings().weight.shape[0]
-        ids = torch.arange(8, device=self.device)[None] * 7 % words
+        ids = torch.arange(8, device=self.device)[None] * 7 % self.vocabulary
         own = self.causal_lm(input_ids=ids, use_cache=False).logits[0].float()
         if bool(own.isnan().any()):
             raise ModelError(
@@ -236,6 +265,17 @@ class Reference:
         with torch.no_grad(), self._frozen():
             return self._policy.hidden(input_ids, attention_mask)
 
+    def states_at(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Bool[Tensor, "B L"],
+        at: Bool[Tensor, "B L"],
+        prompts: SharedPrompts | None = None,
+    ) -> Float[Tensor, "N d"]:
+        """`Policy.states_at` of the frozen model, without gradient."""
+        with torch.no_grad(), self._frozen():
+            return self._policy.states_at(input_ids, attention_mask, at, prompts)
+
     def logprobs_and_entropy(
         self,
         input_ids: Int[Tensor, "B L"],
@@ -243,10 +283,13 @@ class Reference:
         mask: Bool[Tensor, "B T"],
         *,
         temperature: float,
+        prompts: SharedPrompts | None = None,
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         """`Policy.logprobs_and_entropy` of the frozen model, without gradient."""
         with torch.no_grad(), self._frozen():
-            return self._policy.logprobs_and_entropy(input_ids, attention_mask, mask, temperature=temperature)
+            return self._policy.logprobs_and_entropy(
+                input_ids, attention_mask, mask, temperature=temperature, prompts=prompts
+            )
 
     @property
     def head_weight(self) -> Float[Tensor, "V d"]:
@@ -267,25 +310,3 @@ def frozen_head(policy: Policy) -> Float[Tensor, "V d"]:
     """
     head = policy.head
     return (head.weight.detach() * head.logit_scale).clone()
-
-
-def run_backbone(
-    backbone: Any,
-    input_ids: Int[Tensor, "B L"],
-    attention_mask: Bool[Tensor, "B L"],
-    *,
-    compute_dtype: torch.dtype,
-) -> Float[Tensor, "B L d"]:
-    """Hidden states of right-padded sequences; 0 at padding.
-
-    The model gets no mask: it is causal, so no real position sees the padding on its right, and SDPA is fastest
-    without one.
-    """
-    with autocast(input_ids.device, compute_dtype):
-        states = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
-    return torch.where(attention_mask[..., None], states, torch.zeros_like(states[:1, :1]))
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Mixed precision for a forward pass; nothing in fp32."""
-    return torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else nullcontext()

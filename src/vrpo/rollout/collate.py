@@ -53,6 +53,7 @@ def collate(
     return Batch(
         sample_ids=tuple(rollout.sample_id for rollout in rollouts),
         group_ids=_group_ids([rollout.sample_id for rollout in rollouts]),
+        prompt_lengths=torch.from_numpy(actions.argmax(axis=1)),
         input_ids=torch.from_numpy(input_ids),
         attention_mask=torch.arange(shape[1]) < torch.tensor(lengths)[:, None],
         mask=action_mask & counted[:, None],

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from vrpo.rollout.cache import roomy_cache
 from vrpo.rollout.engine import LivePolicy
 
 log = logging.getLogger(__name__)
@@ -49,10 +50,10 @@ class CachedSteps:
     Prompts are padded on the left, so that all rows append at the same place; positions count real tokens.
     """
 
-    def __init__(self, policy: LivePolicy, prompts: Sequence[np.ndarray]) -> None:
+    def __init__(self, policy: LivePolicy, prompts: Sequence[np.ndarray], *, max_tokens: int) -> None:
         self._policy = policy
         self._takes_positions = "position_ids" in inspect.signature(policy.backbone.forward).parameters
-        self._cache = DynamicCache(config=policy.causal_lm.config.get_text_config(decoder=True))
+        self._cache = roomy_cache(policy.causal_lm.config.get_text_config(decoder=True), max_tokens)
         lengths = [len(ids) for ids in prompts]
         width = max(lengths)
         ids = np.full((len(prompts), width), policy.tokenizer.pad_token_id, dtype=np.int64)
@@ -100,7 +101,8 @@ class CachedSteps:
 class UncachedSteps:
     """Every step reads the whole sequences again: right for any causal model, and slow."""
 
-    def __init__(self, policy: LivePolicy, prompts: Sequence[np.ndarray]) -> None:
+    def __init__(self, policy: LivePolicy, prompts: Sequence[np.ndarray], *, max_tokens: int) -> None:
+        del max_tokens  # there is no room to make
         self._policy = policy
         self._lengths = torch.tensor([len(ids) for ids in prompts], device=policy.device)
         width = max(len(ids) for ids in prompts)
@@ -173,7 +175,7 @@ def _caches_agree(policy: LivePolicy) -> bool:
     exact.compute_dtype = torch.float32
     logits = []
     for kind in (CachedSteps, UncachedSteps):
-        steps = kind(exact, prompts)
+        steps = kind(exact, prompts, max_tokens=2)
         first = steps.start([2, 1])
         steps.keep(torch.tensor([1, 2], device=policy.device))
         logits.append(

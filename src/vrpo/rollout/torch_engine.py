@@ -72,7 +72,9 @@ class TorchEngine:
         ):
             names = [(p, k, f"s{step}/p{p}/k{k}") for p, samples in pieces for k in samples]
             uniforms = None if greedy else self._uniforms(stream, [sample_id for _, _, sample_id in names])
-            steps = self._steps(self.policy, [prompts[p].token_ids for p, _ in pieces])
+            steps = self._steps(
+                self.policy, [prompts[p].token_ids for p, _ in pieces], max_tokens=self._sampling.max_tokens
+            )
             decoded = decode(steps, [len(samples) for _, samples in pieces], uniforms, self._sampling)
             for row, (p, k, sample_id) in enumerate(names):
                 results[p, k] = self._rollout(prompts[p], sample_id, decoded, row, policy_version)

@@ -35,11 +35,11 @@ def update_critic(run: Run, prepared: Prepared, *, pause: Callable[[], bool]) ->
             denominators=Denominators.of(whole),
             beta=beta,
             noise_labels=(step, epoch),
-            reference_hidden=run.reference_features,
+            reference_states=run.reference_states,
         ),
         epochs=section.epochs,
         minibatch=train.minibatch,
-        microbatch=train.microbatch,
+        split=run.splitter,
         max_grad_norm=train.max_grad_norm,
         seed=train.seed,
         labels=("critic", step),
@@ -60,7 +60,11 @@ def update_policy(run: Run, prepared: Prepared, *, pause: Callable[[], bool]) ->
 
     def loss(micro: Batch, whole: Batch, epoch: int) -> tuple[Tensor, Sums]:
         logp, entropy = learner.policy.logprobs_and_entropy(
-            micro.input_ids, micro.attention_mask, micro.mask, temperature=run.config.rollout.temperature
+            micro.input_ids,
+            micro.attention_mask,
+            micro.mask,
+            temperature=run.config.rollout.temperature,
+            prompts=micro.shared_prompts,
         )
         return run.algorithm.loss(logp, entropy, micro, num_tokens=whole.num_tokens)
 
@@ -70,7 +74,7 @@ def update_policy(run: Run, prepared: Prepared, *, pause: Callable[[], bool]) ->
         loss,
         epochs=train.epochs,
         minibatch=train.minibatch,
-        microbatch=train.microbatch,
+        split=run.splitter,
         max_grad_norm=train.max_grad_norm,
         seed=train.seed,
         labels=("policy", step),

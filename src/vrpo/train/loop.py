@@ -118,7 +118,7 @@ def _prepare(run: Run, step: int) -> Prepared:
             objective=run.objective,
             state=run.learner.critic_state,
             temperature=config.rollout.temperature,
-            microbatch=config.train.microbatch,
+            split=run.splitter,
         )
 
     # 5 advantages and value targets

@@ -19,11 +19,12 @@ from vrpo.train.checkpoint import Learner
 from vrpo.train.evaluate import evaluate
 from vrpo.train.fit import check_fit
 from vrpo.train.folder import RunFolder
+from vrpo.train.microbatches import Splitter
 from vrpo.train.optim import adamw
 from vrpo.train.prepared import Prepared
 from vrpo.train.pseudo_labels import check_votes, majority_labels
 from vrpo.train.same_run import inputs_of
-from vrpo.train.values import ReferenceFeatures
+from vrpo.train.values import ReferenceStates
 from vrpo.types import EvalResult, Metrics, Prompt, to_device
 
 
@@ -40,7 +41,7 @@ class Run:
     algorithm: Algorithm
     objective: CriticObjective | None
     reference: Reference | None
-    reference_features: ReferenceFeatures | None
+    reference_states: ReferenceStates | None
     learner: Learner
     device: torch.device
     pad_id: int
@@ -73,6 +74,14 @@ class Run:
     def critic_warmup(self) -> int:
         """Steps at the start in which the policy stands still."""
         return self.config.critic.warmup_steps if self.config.critic is not None else 0
+
+    @property
+    def splitter(self) -> Splitter:
+        """Cuts batches into passes of the size the configuration allows."""
+        train = self.config.train
+        return Splitter(
+            train.microbatch, train.max_tokens_per_microbatch, share=self.learner.policy.shared_limit > 0
+        )
 
     def evaluate(self) -> EvalResult:
         """Clean accuracy of the weights as they are now on the held-out prompts."""
@@ -199,7 +208,7 @@ def _build(
         algorithm=algorithm,
         objective=objective,
         reference=reference,
-        reference_features=None if reference is None else ReferenceFeatures(reference),
+        reference_states=None if reference is None else ReferenceStates(reference),
         learner=learner,
         device=policy.device,
         pad_id=int(policy.tokenizer.pad_token_id),

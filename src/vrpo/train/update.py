@@ -1,6 +1,8 @@
 """Minibatches, micro-batches, one optimizer step each: the only place that splits a step's data.
 
-    batch ──shuffle──> minibatches ──split──> micro-batches ──loss / whole minibatch's tokens──> gradient ──clip──> step
+    batch ──shuffle prompts──> minibatches ──split──> micro-batches ──loss / minibatch's tokens──> gradient ──clip──> step
+
+Samples of one prompt stay together, so that a model can read it once for all of them.
 
 A loss is always handed its minibatch, so that it divides by the minibatch's counts: the gradient then does
 not depend on how the minibatch was split.
@@ -8,10 +10,11 @@ not depend on how the minibatch was split.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +26,9 @@ from vrpo.types import Batch
 
 LossFn = Callable[[Batch, Batch, int], tuple[Tensor, Sums]]
 """(micro-batch, its minibatch, pass over the data) -> its share of the loss, sums over its tokens."""
+
+Split = Callable[[Batch], Iterable[tuple[Tensor, Batch]]]
+"""A batch -> its micro-batches, each with its row numbers."""
 
 MAX_SKIPPED_IN_A_ROW = 8
 """Optimizer steps that may be skipped one after the other, over steps of the loop too, before the run stops."""
@@ -78,7 +84,7 @@ def update(
     *,
     epochs: int,
     minibatch: int,
-    microbatch: int,
+    split: Split,
     max_grad_norm: float,
     seed: int,
     labels: tuple[str | int, ...],
@@ -87,7 +93,7 @@ def update(
 ) -> UpdateStats:
     """`epochs` passes over the batch in minibatches of `minibatch` sequences, each one optimizer step.
 
-    The order is drawn from the stream (seed, *labels, pass). A minibatch in which no token counts makes no
+    The order of the prompts is drawn from the stream (seed, *labels, pass). A minibatch in which no token counts makes no
     step. A loss or gradient that is not finite makes no step either and is counted.
 
     Args:
@@ -96,7 +102,7 @@ def update(
         loss_fn: see `LossFn`.
         epochs: passes over the batch.
         minibatch: sequences of an optimizer step.
-        microbatch: sequences of a forward-backward pass; memory only.
+        split: cuts a minibatch into forward-backward passes; memory and time only.
         max_grad_norm: gradients are scaled down to this norm.
         seed: the run's seed.
         labels: name of the stream the order is drawn from; the first names the network in messages.
@@ -111,7 +117,7 @@ def update(
     parameters = list(parameters_of(optimizer))
     number = 0
     for epoch in range(epochs):
-        order = torch.from_numpy(stream(seed, *labels, epoch).permutation(len(batch)))
+        order = _shuffle(batch, stream(seed, *labels, epoch))
         for rows in order.split(minibatch):
             number += 1
             if number <= stats.minibatches:
@@ -119,7 +125,7 @@ def update(
             whole = batch.select(rows.to(batch.input_ids.device))
             if whole.num_tokens:
                 optimizer.zero_grad(set_to_none=True)
-                loss, sums = _accumulate(whole, loss_fn, microbatch=microbatch, epoch=epoch, pause=pause)
+                loss, sums = _accumulate(whole, loss_fn, split=split, epoch=epoch, pause=pause)
                 norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
                 finite = math.isfinite(norm) and math.isfinite(loss)
                 if finite:
@@ -137,11 +143,11 @@ def update(
 
 
 def _accumulate(
-    whole: Batch, loss_fn: LossFn, *, microbatch: int, epoch: int, pause: Callable[[], bool]
+    whole: Batch, loss_fn: LossFn, *, split: Split, epoch: int, pause: Callable[[], bool]
 ) -> tuple[float, dict[str, float]]:
     """Backward through every micro-batch of one optimizer step; the loss and the sums of its metrics."""
     total, sums = 0.0, defaultdict[str, float](float)
-    for micro in split(whole, microbatch):
+    for _, micro in split(whole):
         if pause():
             raise Paused
         if micro.num_tokens == 0:
@@ -169,8 +175,8 @@ def _count(stats: UpdateStats, whole: Batch, sums: Mapping[str, float], *, norm:
         stats.sums[name] += value
 
 
-def split(batch: Batch, size: int) -> Iterator[Batch]:
-    """Consecutive pieces of `size` sequences, each trimmed to its longest."""
-    rows = torch.arange(len(batch), device=batch.input_ids.device)
-    for piece in rows.split(size):
-        yield batch.select(piece)
+def _shuffle(batch: Batch, random: np.random.Generator) -> Tensor:
+    """Row numbers, prompts in random order, each with its samples."""
+    groups = batch.group_ids.cpu().numpy()
+    rank = random.permutation(int(groups.max()) + 1)
+    return torch.from_numpy(np.argsort(rank[groups], kind="stable"))

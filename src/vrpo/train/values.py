@@ -4,25 +4,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vrpo.algorithms.critic_objective import CriticObjective, CriticState, value_feature_uncertainty
 from vrpo.errors import NumericsError
 from vrpo.models.critic import Critic
 from vrpo.models.policy import Reference
-from vrpo.train.update import split
+from vrpo.train.update import Split
 from vrpo.types import Batch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pieces:
-    """Per-token columns of a batch, filled micro-batch by micro-batch."""
-
-    columns: dict[str, Tensor]
-
-    def put(self, name: str, rows: slice, piece: Tensor, like: Tensor) -> None:
-        """Write [b, t] into rows of the [B, T] column `name`."""
-        column = self.columns.setdefault(name, torch.zeros_like(like))
-        column[rows, : piece.shape[1]] = piece
 
 
 @torch.no_grad()
@@ -34,30 +23,31 @@ def evaluate_batch(
     objective: CriticObjective | None,
     state: CriticState,
     temperature: float,
-    microbatch: int,
+    split: Split,
 ) -> tuple[Batch, CriticState]:
-    """The batch with ref_logp, values, bootstrap and the semantic selection, as far as anything needs them."""
-    pieces = _Pieces(columns={})
+    """The batch with ref_logp, values, bootstrap and the semantic selection, as far as anything needs them.
+
+    Args:
+        batch: the step's samples.
+        reference: the frozen model, where its log-probabilities or entropies are needed.
+        critic: the value model, before its update.
+        objective: chooses the tokens of the semantic losses.
+        state: what the objective remembers.
+        temperature: of the reference's log-probabilities.
+        split: cuts the batch into forward passes; memory and time only.
+    """
+    columns: dict[str, Tensor] = {}
     bootstrap = torch.zeros_like(batch.scores)
-    for number, micro in enumerate(split(batch, microbatch)):
-        rows = slice(number * microbatch, number * microbatch + len(micro))
+    for rows, micro in split(batch):
+        found: dict[str, Tensor] = {}
         if reference is not None:
-            _read_reference(
-                reference, micro, pieces, rows, batch, temperature=temperature, objective=objective
-            )
+            found |= _read_reference(reference, micro, temperature=temperature, objective=objective)
         if critic is not None:
-            hidden = critic.hidden(micro.input_ids, micro.attention_mask)
-            values = critic.values_of(hidden)
-            _check_finite(values, micro)
-            pieces.put("values", rows, values[:, :-1], batch.old_logp)
-            last = micro.attention_mask.sum(dim=1) - 1
-            bootstrap[rows] = values.gather(1, last[:, None]).squeeze(1)
-            if objective is not None and objective.selects_by_value:
-                for name, piece in zip(
-                    ("entropy", "nll"), value_feature_uncertainty(critic, hidden, micro), strict=True
-                ):
-                    pieces.put(name, rows, piece, batch.old_logp)
-    columns = pieces.columns
+            found |= _read_critic(critic, micro, objective)
+            bootstrap[rows] = found.pop("bootstrap")
+        for name, piece in found.items():
+            column = columns.setdefault(name, torch.zeros_like(batch.old_logp))
+            column[rows, : piece.shape[1]] = piece
     batch = batch.with_(ref_logp=columns.get("ref_logp"), values=columns.get("values"))
     if critic is not None:
         batch = batch.with_(bootstrap=bootstrap)
@@ -66,9 +56,28 @@ def evaluate_batch(
     return batch, state
 
 
+def _read_critic(critic: Critic, micro: Batch, objective: CriticObjective | None) -> dict[str, Tensor]:
+    """V before each token that counts [b, t], V after the last token [b], and the value features' uncertainty."""
+    last = micro.attention_mask.sum(dim=1, keepdim=True) - 1
+    before = pad(micro.mask, (0, 1))
+    at = before.scatter(1, last, True)
+    states = critic.states_at(micro.input_ids, micro.attention_mask, at, micro.shared_prompts)
+    flat = critic.forward_tokens(states, None).values
+    values = torch.zeros(at.shape, device=flat.device).masked_scatter(at, flat)
+    _check_finite(values, micro)
+    found = {
+        "values": torch.where(micro.mask, values[:, :-1], 0.0),
+        "bootstrap": values.gather(1, last).squeeze(1),
+    }
+    if objective is not None and objective.selects_by_value:
+        counting = states.index_select(0, before[at].nonzero().squeeze(1))
+        found["entropy"], found["nll"] = value_feature_uncertainty(critic, counting, micro)
+    return found
+
+
 def _check_finite(values: Tensor, micro: Batch) -> None:
     """Raise NumericsError when the critic's values are not numbers any more."""
-    bad = ~values.isfinite() & micro.attention_mask
+    bad = ~values.isfinite()
     if bool(bad.any()):
         row = int(bad.any(dim=1).nonzero()[0])
         raise NumericsError(
@@ -79,30 +88,26 @@ def _check_finite(values: Tensor, micro: Batch) -> None:
 
 
 def _read_reference(
-    reference: Reference,
-    micro: Batch,
-    pieces: _Pieces,
-    rows: slice,
-    batch: Batch,
-    *,
-    temperature: float,
-    objective: CriticObjective | None,
-) -> None:
+    reference: Reference, micro: Batch, *, temperature: float, objective: CriticObjective | None
+) -> dict[str, Tensor]:
     logp, entropy = reference.logprobs_and_entropy(
-        micro.input_ids, micro.attention_mask, micro.mask, temperature=temperature
+        micro.input_ids,
+        micro.attention_mask,
+        micro.mask,
+        temperature=temperature,
+        prompts=micro.shared_prompts,
     )
-    pieces.put("ref_logp", rows, logp, batch.old_logp)
-    if objective is not None and objective.selects_by_reference:
-        pieces.put("entropy", rows, entropy, batch.old_logp)
-        pieces.put("nll", rows, -logp, batch.old_logp)
+    if objective is None or not objective.selects_by_reference:
+        return {"ref_logp": logp}
+    return {"ref_logp": logp, "entropy": entropy, "nll": -logp}
 
 
 @dataclass(frozen=True, slots=True)
-class ReferenceFeatures:
-    """The frozen model's hidden states [B, L, d] and head weight [V, d], for KL(p_ref || p_t)."""
+class ReferenceStates:
+    """The frozen model's states [N, d] at chosen positions and its head weight [V, d], for KL(p_ref || p_t)."""
 
     reference: Reference
 
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return self.reference.hidden(batch.input_ids, batch.attention_mask), self.reference.head_weight
+    def __call__(self, batch: Batch, at: Tensor) -> tuple[Tensor, Tensor]:
+        states = self.reference.states_at(batch.input_ids, batch.attention_mask, at, batch.shared_prompts)
+        return states, self.reference.head_weight

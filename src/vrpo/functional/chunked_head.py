@@ -1,0 +1,130 @@
+"""log p(token) and entropy from hidden states and a language-model head, chunk by chunk in both directions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+CHUNK_LOGITS = 2**25
+"""Logits of a chunk: 128 MiB in fp32."""
+
+
+def rows_of_a_chunk(vocabulary: int) -> int:
+    """Rows whose logits make at most CHUNK_LOGITS numbers, but no fewer than the 64 a matrix product needs to be fast."""
+    return max(CHUNK_LOGITS // vocabulary, 64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadForm:
+    """How logits come from h W^T + b."""
+
+    temperature: float = 1.0
+    softcap: float | None = None
+    logit_scale: float = 1.0
+
+    def logits(
+        self, hidden: Float[Tensor, "C d"], weight: Float[Tensor, "V d"], bias: Tensor | None
+    ) -> Tensor:
+        """fp32 logits [C, V] of one chunk.
+
+        The product runs in the wider of the two dtypes. Where autocast would have the model's own head multiply in
+        bf16, this is the more exact one: what the sampler draws from and the trainer differentiates.
+        """
+        dtype = torch.promote_types(hidden.dtype, weight.dtype)
+        logits = F.linear(
+            hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        ).float()
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits if self.temperature == 1.0 else logits / self.temperature
+
+    def backward(self, grad: Float[Tensor, "C V"], logits: Float[Tensor, "C V"]) -> Tensor:
+        """From d loss / d logits to d loss / d (h W^T + b); overwrites `grad`."""
+        if self.softcap is not None:  # tanh' = 1 - tanh^2
+            grad *= 1.0 - (logits * (self.temperature / self.softcap)) ** 2
+        factor = self.logit_scale / self.temperature
+        return grad if factor == 1.0 else grad.mul_(factor)
+
+
+class ChosenAndEntropy(torch.autograd.Function):
+    """(hidden, W, b) -> (log p(token), H), chunk by chunk in both directions.
+
+        d logp / d logit_v = [v = token] - p_v        d H / d logit_v = -p_v (log p_v + H)
+
+    The backward pass computes the logits again, unless they were a single chunk. One buffer gathers the gradient
+    of W over all chunks.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0917  autograd hands everything over by position
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, form: HeadForm, rows: int
+    ) -> tuple[Tensor, Tensor]:
+        """logp [N] and H [N], fp32, from hidden [N, d], weight [V, d], bias [V] and ids [N]; `rows` a chunk."""
+        count = len(hidden)
+        logp, entropy, log_z = (hidden.new_empty(count, dtype=torch.float32) for _ in range(3))
+        logits = None
+        for start in range(0, count, rows):
+            here = slice(start, start + rows)
+            logits = form.logits(hidden[here], weight, bias)
+            log_z[here] = torch.logsumexp(logits, dim=-1)
+            logp[here] = logits.gather(-1, ids[here, None]).squeeze(-1) - log_z[here]
+            log_p = logits - log_z[here, None]
+            entropy[here] = -torch.linalg.vecdot(log_p.exp(), log_p)
+        ctx.form, ctx.rows = form, rows
+        ctx.save_for_backward(hidden, weight, bias, ids, log_z, entropy, logits if count <= rows else None)
+        ctx.set_materialize_grads(False)
+        return logp, entropy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of hidden, weight and bias, where they are wanted."""
+        hidden, weight, bias, ids, log_z, entropy, kept = ctx.saved_tensors
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        dtype = torch.promote_types(hidden.dtype, weight.dtype)
+        grad_hidden = torch.zeros_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=dtype) if wants_weight else None
+        grad_bias = torch.zeros_like(bias) if wants_bias else None
+        for start in range(0, len(hidden), ctx.rows):
+            here = slice(start, start + ctx.rows)
+            logits = ctx.form.logits(hidden[here], weight, bias) if kept is None else kept
+            grads = [None if g is None else g[here] for g in (grad_logp, grad_entropy)]
+            g = _grad_logits(logits, (ids[here], log_z[here], entropy[here]), grads)
+            g = ctx.form.backward(g, logits).to(dtype)
+            if grad_hidden is not None:
+                grad_hidden[here] = (g @ weight.to(dtype)).to(hidden.dtype)
+            if grad_weight is not None:
+                grad_weight.addmm_(g.T, hidden[here].to(dtype))
+            if grad_bias is not None:
+                grad_bias += g.sum(dim=0).to(grad_bias.dtype)
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            grad_bias,
+            None,
+            None,
+            None,
+        )
+
+
+def _grad_logits(
+    logits: Float[Tensor, "C V"], chunk: tuple[Tensor, Tensor, Tensor], grads: Sequence[Tensor | None]
+) -> Float[Tensor, "C V"]:
+    """d loss / d logits of one chunk (ids, log Z, H), from those of logp and H."""
+    (ids, log_z, entropy), (grad_logp, grad_entropy) = chunk, grads
+    log_p = logits - log_z[:, None]
+    p = log_p.exp()
+    grad = torch.zeros_like(p) if grad_logp is None else p * -grad_logp[:, None]
+    if grad_entropy is not None:
+        grad -= p * (log_p + entropy[:, None]) * grad_entropy[:, None]
+    if grad_logp is not None:
+        grad.scatter_add_(1, ids[:, None], grad_logp[:, None])
+    return grad
