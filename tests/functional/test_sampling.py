@@ -131,3 +131,21 @@ def test_nan_logits_are_visible():
     )
     assert out.logprobs.isnan().all()
     assert 0 <= out.token_ids.item() < 3
+
+
+@pytest.mark.parametrize("words", [1, 255, 256, 257, 1000, 5000])
+def test_the_inverse_cdf_in_blocks_is_that_of_one_sum(words):
+    g = torch.Generator().manual_seed(words)
+    logits, u = 3 * torch.randn(200, words, generator=g), torch.rand(200, generator=g, dtype=torch.float64)
+    cdf = torch.softmax(logits.double(), dim=-1).cumsum(dim=-1)
+    expected = (cdf <= u[:, None]).sum(dim=-1).clamp(max=words - 1)
+    drawn = sample_tokens(logits, u, temperature=1.0, top_k=0, top_p=1.0).token_ids
+    # fp32 probabilities against fp64 ones: a draw may land across an edge of the CDF, about once in a million
+    assert int((drawn != expected).sum()) <= 1
+
+
+def test_a_word_of_probability_zero_is_not_drawn_at_the_end_of_a_block():
+    logits = torch.full((3, 600), -torch.inf)
+    logits[:, [0, 255, 300]] = 0.0
+    u = torch.tensor([0.0, 0.5, 1.0])
+    assert sample_tokens(logits, u, temperature=1.0, top_k=0, top_p=1.0).token_ids.tolist() == [0, 255, 300]

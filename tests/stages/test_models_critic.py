@@ -317,3 +317,49 @@ def test_policy_with_bf16_gives_fp32_values(tokenizer):
     assert {p.dtype for p in critics[1].parameters()} == {torch.float32}
     difference = (exact - rounded).abs().max()
     assert 0 < difference < 0.05 * exact.abs().max()
+
+
+def test_a_critic_of_fewer_layers_is_the_lower_part_and_comes_back(make_policy, tmp_path):
+    policy = make_policy("qwen3")
+    config = PLAIN.model_copy(update={"layers": 1})
+    critic = Critic.from_policy(policy, config, seed=0)
+    seen = []
+    policy.backbone.layers[0].register_forward_hook(lambda _, __, out: seen.append(out))
+    policy.backbone(input_ids=INPUT_IDS, use_cache=False)
+    lower = policy.backbone.norm(seen[0])
+    torch.testing.assert_close(critic.hidden(INPUT_IDS, ATTENTION)[ATTENTION], lower[ATTENTION])
+    assert len(policy.backbone.layers) == 2
+    assert policy.causal_lm.config.num_hidden_layers == 2
+    train_once(critic)
+    critic.save_pretrained(tmp_path)
+    again = Critic.from_pretrained(tmp_path, policy, config)
+    assert torch.equal(values(again, INPUT_IDS, ATTENTION), values(critic, INPUT_IDS, ATTENTION))
+
+
+def test_more_layers_than_there_are_is_refused(make_policy):
+    with pytest.raises(ModelError, match=r"layers=3.*has 2 layers"):
+        Critic.from_policy(make_policy("llama"), PLAIN.model_copy(update={"layers": 3}), seed=0)
+
+
+def test_a_borrowed_trunk_follows_the_policy_and_is_never_trained(make_policy, tmp_path):
+    policy = make_policy("llama")
+    config = CriticConfig(trunk="policy", head=BottleneckHead(latent_dim=4))
+    critic = Critic.from_policy(policy, config, seed=0)
+    assert {name.split(".")[0] for name, _ in critic.named_parameters()} == {"head"}
+    before = {name: p.clone() for name, p in policy.named_parameters()}
+    train_once(critic)
+    assert all(p.grad is None for p in policy.parameters())
+    assert all(torch.equal(p, before[name]) for name, p in policy.named_parameters())
+    critic.save_pretrained(tmp_path)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["value_head.json", "value_head.safetensors"]
+    first = values(critic, INPUT_IDS, ATTENTION)
+    assert torch.equal(values(Critic.from_pretrained(tmp_path, policy, config), INPUT_IDS, ATTENTION), first)
+    with torch.no_grad():
+        policy.backbone.norm.weight.mul_(1.5)
+    assert not torch.equal(values(critic, INPUT_IDS, ATTENTION), first)
+
+
+@pytest.mark.parametrize("setting", [{"layers": 1}, {"path": "x"}, {"semantic": {"mode": "literal"}}])
+def test_a_borrowed_trunk_takes_no_settings_of_its_own(setting):
+    with pytest.raises(ValueError, match="trunk=policy has none"):
+        CriticConfig.model_validate({"trunk": "policy", **setting})

@@ -114,6 +114,11 @@ class SemanticConfig(Strict):
 class CriticConfig(Strict):
     """The value model: its own copy of the backbone, a head, and its own optimizer."""
 
+    trunk: Literal["own", "policy"] = "own"
+    """`own`: a backbone that the critic trains. `policy`: the policy's hidden states, detached; only the head learns, for
+    little more than GRPO's time and memory."""
+    layers: int | None = Field(None, ge=1)
+    """Layers the critic's own backbone keeps, from the bottom. null: all."""
     path: str | None = None
     """Start from this critic folder of an earlier run, or this model. null: a copy of the policy's initial model."""
     head: HeadConfig = ScalarHead()
@@ -126,6 +131,21 @@ class CriticConfig(Strict):
     """Peak learning rate; 2-5 times the policy's is usual."""
     cliprange_value: float | None = Field(None, gt=0.0)
     """Clip the new value to within this of the old one in the loss, in reward units. null: off."""
+
+    @model_validator(mode="after")
+    def _a_borrowed_trunk_is_as_it_is(self) -> "CriticConfig":
+        if self.trunk == "policy":
+            for name, value, unset in (
+                ("path", self.path, "null"),
+                ("layers", self.layers, "null"),
+                ("semantic.mode", self.semantic.mode, "off"),
+            ):
+                if value not in (None, "off"):
+                    raise ValueError(
+                        f"{name}={value} changes the critic's own backbone, and trunk=policy has none; set {name}: {unset} or "
+                        "trunk: own"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _clip_needs_means(self) -> "CriticConfig":

@@ -72,7 +72,8 @@ class TrainConfig(Strict):
     microbatch: int = Field(32, ge=1)
     """Responses per forward-backward pass, at most; memory and time only, gradients do not depend on it."""
     max_tokens_per_microbatch: int | None = Field(None, ge=1)
-    """Tokens a forward-backward pass reads, padding included, at most; a longer sequence goes alone. null: no limit."""
+    """Tokens a forward-backward pass reads, at most, each prompt counted once; a longer sequence goes alone. null: no
+    limit."""
     epochs: int = Field(1, ge=1)
     """Passes of the policy over each step's data."""
     learning_rate: float = Field(1e-6, gt=0.0)

@@ -49,16 +49,32 @@ def gae(
         advantages, targets; fp32, both exactly 0 where mask is False, neither normalised.
     """
     rewards, values = zero_where_false(rewards, mask), zero_where_false(values, mask)
-    advantages = torch.zeros_like(values)
-    value_next = bootstrap.float()
-    advantage_next = torch.zeros_like(value_next)
-    for t in reversed(range(mask.shape[1])):
-        counts = mask[:, t]
-        advantage = rewards[:, t] + gamma * value_next - values[:, t] + gamma * lam * advantage_next
-        value_next = torch.where(counts, values[:, t], value_next)
-        advantage_next = torch.where(counts, advantage, advantage_next)
-        advantages[:, t] = torch.where(counts, advantage, advantages[:, t])
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    # first position with mask=True at or after t; T, where the bootstrap stands, after the last one
+    first = torch.where(mask, columns, mask.shape[1]).flip(1).cummin(dim=1).values.flip(1)
+    after = torch.nn.functional.pad(first[:, 1:], (0, 1), value=mask.shape[1])
+    value_next = torch.cat([values, bootstrap.float()[:, None]], dim=1).gather(1, after)
+    delta = torch.where(mask, rewards + gamma * value_next - values, 0.0)
+    decay = torch.as_tensor(gamma * lam, dtype=torch.float32, device=mask.device).reshape(-1, 1)
+    advantages = _scan(delta, torch.where(mask, decay, 1.0))
+    advantages = torch.where(mask, advantages, 0.0)
     return advantages, advantages + values
+
+
+def _scan(delta: Float[Tensor, "B T"], decay: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """A_t = delta_t + decay_t * A_{t+1}, A_T = 0, in log2(T) passes over whole tensors instead of T over columns.
+
+    After k passes delta_t and decay_t stand for 2^k positions at once. Source: Hillis and Steele 1986.
+    """
+
+    def from_right(x: Tensor, by: int) -> Tensor:
+        return torch.nn.functional.pad(x[:, by:], (0, by))
+
+    by = 1
+    while by < delta.shape[1]:
+        delta, decay = delta + decay * from_right(delta, by), decay * from_right(decay, by)
+        by *= 2
+    return delta
 
 
 def group_advantages(

@@ -4,12 +4,14 @@
     shared   prompts [P, W] ──> keys and values ──repeated──> responses [B, R] ──> states [B, R, d] ──at──> [N, d]
 
 The shared way reads P W + B R tokens instead of B L; gradients flow through the keys and values into the prompt's
-pass, so both ways give the same numbers up to rounding.
+pass, so both ways give the same numbers up to rounding. Rows of similar length are read together, so that little
+of what is read is padding.
 """
 
 import inspect
 import logging
 import sys
+from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,6 +22,11 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from vrpo.types import SharedPrompts
+
+PADDING = 0.03
+"""Share of padding up to which rows of different length are read together."""
+SMALL_BUCKET = defaultdict(lambda: 4096, cpu=256)
+"""Tokens, by device: below this, reading in one go costs less than the padding."""
 
 log = logging.getLogger(__name__)
 
@@ -49,44 +56,92 @@ def states_at(
         compute_dtype: precision of the forward pass.
         prompts: read each prompt once; only up to the model's `shared_limit`. None: read every row whole.
     """
+    lengths = attention_mask.sum(dim=1)
+    row, column = at.nonzero(as_tuple=True)
     with autocast(input_ids.device, compute_dtype):
         if prompts is None:
-            states = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
-            return states.flatten(0, 1).index_select(0, at.flatten().nonzero().squeeze(1))
-        states = _read_after_prompts(backbone, input_ids, attention_mask, prompts)
-    row, column = at.nonzero(as_tuple=True)
-    since_prompt = column - (prompts.lengths[prompts.of_row[row]] - 1)
-    return states.flatten(0, 1).index_select(0, row * states.shape[1] + since_prompt)
+            states, starts = _read_rows(backbone, input_ids, lengths)
+        else:
+            states, starts = _read_after_prompts(backbone, input_ids, lengths, prompts)
+            # column 0 there is the last token of the prompt
+            column = column - (prompts.lengths[prompts.of_row[row]] - 1)
+    return states.index_select(0, starts[row] + column)
+
+
+def _read_rows(
+    backbone: Any, input_ids: Tensor, lengths: Tensor
+) -> tuple[Float[Tensor, "S d"], Int[Tensor, " B"]]:
+    """States of all rows, one after the other, and where each row's begin."""
+    starts, parts, total = torch.zeros_like(lengths), [], 0
+    for rows in buckets(lengths):
+        width = int(lengths[rows].max())
+        states = backbone(input_ids=input_ids[rows, :width], use_cache=False).last_hidden_state
+        starts[rows] = total + width * torch.arange(len(rows), device=rows.device)
+        parts.append(states.flatten(0, 1))
+        total += len(parts[-1])
+    return torch.cat(parts), starts
 
 
 def _read_after_prompts(
-    backbone: Any, input_ids: Tensor, attention_mask: Tensor, prompts: SharedPrompts
-) -> Float[Tensor, "B columns d"]:
-    """Column 0: the state at the last token of a row's prompt. Column j: that at the j-th token of its response."""
-    width = int(prompts.lengths.max())
+    backbone: Any, input_ids: Tensor, lengths: Tensor, prompts: SharedPrompts
+) -> tuple[Float[Tensor, "S d"], Int[Tensor, " B"]]:
+    """As `_read_rows`, but a row's states begin with the one at the last token of its prompt."""
     cache = DynamicCache(config=backbone.config.get_text_config(decoder=True))
-    read = backbone(
-        input_ids=input_ids[prompts.first, :width], past_key_values=cache, use_cache=True
-    ).last_hidden_state
+    ids = input_ids[prompts.first, : int(prompts.lengths.max())]
+    read = backbone(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
     last = read[torch.arange(len(read), device=read.device), prompts.lengths - 1]
-    cache.batch_select_indices(prompts.of_row)
+    starts, parts, total = torch.zeros_like(lengths), [], 0
+    responses = lengths - prompts.lengths[prompts.of_row]
+    for rows in buckets(responses):
+        of_row = prompts.of_row[rows]
+        positions = prompts.lengths[of_row][:, None] + torch.arange(
+            int(responses[rows].max()), device=rows.device
+        )
+        ids = input_ids[rows].gather(1, positions.clamp(max=input_ids.shape[1] - 1))
+        states = _continue(backbone, cache, ids, positions, of_row)
+        states = torch.cat([last[of_row][:, None], states], dim=1)
+        starts[rows] = total + states.shape[1] * torch.arange(len(rows), device=rows.device)
+        parts.append(states.flatten(0, 1))
+        total += len(parts[-1])
+    return torch.cat(parts), starts
 
-    lengths = prompts.lengths[prompts.of_row]
-    longest = int((attention_mask.sum(dim=1) - lengths).max())
-    positions = lengths[:, None] + torch.arange(longest, device=lengths.device)
-    responses = input_ids.gather(1, positions.clamp(max=input_ids.shape[1] - 1))
+
+def _continue(
+    backbone: Any, cache: DynamicCache, ids: Int[Tensor, "b R"], positions: Int[Tensor, "b R"], of_row: Tensor
+) -> Float[Tensor, "b R d"]:
+    """States of `ids` at `positions`, which follow the prompts numbered `of_row`, whose keys are in `cache`."""
+    lengths = positions[:, 0]
+    width = int(lengths.max())
+    own = DynamicCache(config=backbone.config.get_text_config(decoder=True))
+    for number, layer in enumerate(cache.layers):
+        own.update(layer.keys[of_row, :, :width], layer.values[of_row, :, :width], number)
     mask = None
     if bool((lengths != width).any()):  # hide what pads the shorter prompts
-        columns = torch.arange(width + longest, device=lengths.device)
+        columns = torch.arange(width + ids.shape[1], device=lengths.device)
         mask = (columns < lengths[:, None]) | (columns >= width)
-    states = backbone(
-        input_ids=responses,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
+    return backbone(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=own, use_cache=True
     ).last_hidden_state
-    return torch.cat([last[prompts.of_row][:, None], states], dim=1)
+
+
+def buckets(lengths: Int[Tensor, " B"]) -> list[Int[Tensor, " b"]]:
+    """Rows of similar length, longest first: little of what a bucket reads is padding.
+
+    A bucket takes the next shorter row as long as padding stays below PADDING of it, or it is too small to keep the
+    device busy (`SMALL_BUCKET` tokens).
+    """
+    order = lengths.argsort(descending=True, stable=True)
+    found: list[list[int]] = []
+    width = real = 0
+    enough = SMALL_BUCKET[lengths.device.type]
+    for row, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        read = width * (len(found[-1]) + 1) if found else 0
+        if not found or (read > enough and read > (real + length) * (1 + PADDING)):
+            found.append([])
+            width, real = length, 0
+        found[-1].append(row)
+        real += length
+    return [torch.tensor(rows, device=lengths.device) for rows in found]
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
     V(s_t) = Head(Backbone(x_<=t))        read at the position before token t exists
 
+With `trunk: policy` the backbone is the policy's own, detached, and only the head belongs to the critic.
+
 The frozen head turns the value features into token distributions for the semantic losses; it is a buffer,
 never a parameter, so no optimizer can move it. On disk a critic is an ordinary backbone folder with two more files,
 `value_head.safetensors` and `value_head.json`.
@@ -9,6 +11,7 @@ never a parameter, so no optimizer can move it. On disk a critic is an ordinary 
 
 import copy
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, final
 
@@ -22,6 +25,7 @@ from vrpo.config.learning import CriticConfig
 from vrpo.config.run import LoraConfig
 from vrpo.errors import ModelError
 from vrpo.models.backbone import shared_limit, states_at
+from vrpo.models.depth import keep_layers
 from vrpo.models.heads import BottleneckHead, HeadOutput, ScalarHead, ValueHead, build_head
 from vrpo.models.loading import add_adapter, copy_adapter, load_backbone, resolve_path
 from vrpo.models.policy import Policy, frozen_head
@@ -41,6 +45,7 @@ class Critic(nn.Module):
         lm_head: [V, d] frozen clone of the policy's initial head; None when no semantic loss reads it.
         compute_dtype: precision of the backbone's forward pass; head and values are fp32.
         adapter: `backbone` is a `PeftModel`; then only its adapter and the head are trained and saved.
+        borrowed: `backbone` belongs to the policy: read without gradient, not trained and not saved.
     """
 
     def __init__(
@@ -51,21 +56,27 @@ class Critic(nn.Module):
         *,
         compute_dtype: torch.dtype,
         adapter: bool,
+        borrowed: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Any = None if borrowed else backbone
+        self._lender = (
+            (backbone,) if borrowed else ()
+        )  # in a tuple, which hides its weights from parameters()
         self.head = head
         self.compute_dtype = compute_dtype
         self.adapter = adapter
         # not persistent: it is the initial policy's, which every run can load again
         self.register_buffer("_lm_head", lm_head, persistent=False)
         self.train(False)
-        vocabulary = backbone.get_input_embeddings().weight.shape[0]
+        vocabulary = self._features.get_input_embeddings().weight.shape[0]
         self.shared_limit = shared_limit(self._features, vocabulary=vocabulary)
 
     @property
     def _features(self) -> Any:
-        """The `transformers` model whose layers carry the adapter, where there is one."""
+        """The `transformers` model that is read; its layers carry the adapter, where there is one."""
+        if self._lender:
+            return self._lender[0]
         return self.backbone.get_base_model() if self.adapter else self.backbone
 
     @classmethod
@@ -101,6 +112,8 @@ class Critic(nn.Module):
                 f"critic.semantic.mode={config.semantic.mode} reads the language-model head as one matrix, which that of "
                 f"{type(policy.causal_lm).__name__} is not; set `critic.semantic.mode: off`"
             )
+        if config.trunk == "policy":
+            return cls._borrowing(policy, config, seed)
         if config.path is not None:
             backbone, adapter = load_backbone(config.path, trust_remote_code=trust_remote_code)
         elif policy.base_is_initial and lora is None:
@@ -109,20 +122,35 @@ class Critic(nn.Module):
             )
         else:
             backbone, adapter = _copy_of_backbone(policy)
+        if config.layers is not None:
+            if adapter:
+                raise ModelError(
+                    f"critic.layers={config.layers} cannot shorten a model that has a trained adapter; set critic.layers: null, "
+                    "or start from a model with the adapter merged"
+                )
+            keep_layers(backbone, config.layers)
         if lora is not None and not adapter:
             backbone = add_adapter(
                 backbone, lora, task_type="FEATURE_EXTRACTION", seed=stream_seed(seed, "critic-adapter")
             )
             adapter = True
         width = _hidden_size(backbone)
-        generator = torch.Generator().manual_seed(stream_seed(seed, "critic-head"))
-        head = build_head(config.head, width, generator=generator)
+        head = _fresh_head(config, width, seed)
         folder = None if config.path is None else Path(resolve_path(config.path))
         if folder is not None and (folder / HEAD_SETTINGS).is_file():
             load_head(head, folder)
         lm_head = None if config.semantic.mode == "off" else frozen_head(policy)
         _check_fit(config, policy, backbone, width, lm_head)
         critic = cls(backbone, head, lm_head, compute_dtype=policy.compute_dtype, adapter=adapter)
+        return critic.to(policy.device)
+
+    @classmethod
+    def _borrowing(cls, policy: Policy, config: CriticConfig, seed: int) -> "Critic":
+        """A head on the live policy's hidden states."""
+        head = _fresh_head(config, _hidden_size(policy.backbone), seed)
+        critic = cls(
+            policy.backbone, head, None, compute_dtype=policy.compute_dtype, adapter=False, borrowed=True
+        )
         return critic.to(policy.device)
 
     @classmethod
@@ -142,6 +170,10 @@ class Critic(nn.Module):
         """
         if not (Path(folder).expanduser() / HEAD_SETTINGS).is_file():
             raise ModelError(f"{str(folder)!r} holds no {HEAD_SETTINGS}; give a folder written by a critic")
+        if config.trunk == "policy":
+            critic = cls._borrowing(policy, config, 0)
+            load_head(critic.head, Path(folder).expanduser())
+            return critic
         config = config.model_copy(update={"path": str(folder)})
         # the seed draws a head that the saved one then replaces
         return cls.from_policy(policy, config, seed=0, trust_remote_code=trust_remote_code)
@@ -149,8 +181,14 @@ class Critic(nn.Module):
     def train(self, mode: bool = True) -> "Critic":
         """Set the flag of this module; the backbone stays in eval mode."""
         super().train(mode)
-        self.backbone.eval()
+        if self.backbone is not None:
+            self.backbone.eval()
         return self
+
+    @property
+    def borrowed(self) -> bool:
+        """Whether the backbone is the policy's."""
+        return bool(self._lender)
 
     @property
     def latent_dim(self) -> int:
@@ -181,14 +219,15 @@ class Critic(nn.Module):
         prompts: SharedPrompts | None = None,
     ) -> Float[Tensor, "N d"]:
         """Value features where `at` is True; see `vrpo.models.backbone.states_at`."""
-        return states_at(
-            self._features,
-            input_ids,
-            attention_mask,
-            at,
-            compute_dtype=self.compute_dtype,
-            prompts=prompts if input_ids.shape[1] <= self.shared_limit else None,
-        )
+        with torch.no_grad() if self.borrowed else nullcontext():
+            return states_at(
+                self._features,
+                input_ids,
+                attention_mask,
+                at,
+                compute_dtype=self.compute_dtype,
+                prompts=prompts if input_ids.shape[1] <= self.shared_limit else None,
+            )
 
     def forward_tokens(self, hidden: Float[Tensor, "N d"], noise: Tensor | None) -> HeadOutput:
         """Values and bottleneck KL of chosen tokens; noise [N, K] is standard normal, None takes the mean of z."""
@@ -201,10 +240,14 @@ class Critic(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """The backbone as an ordinary folder for `AutoModel.from_pretrained`, and the value head.
 
-        With an adapter the folder holds the adapter in place of the backbone, as `peft` writes it.
+        With an adapter the folder holds the adapter in place of the backbone, as `peft` writes it; with a borrowed
+        backbone the head alone.
         """
         folder = Path(folder)
-        if self.adapter:
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.backbone is None:
+            pass
+        elif self.adapter:
             self.backbone.save_pretrained(str(folder), save_embedding_layers=False)
         else:
             self.backbone.save_pretrained(str(folder))
@@ -227,6 +270,11 @@ def _copy_of_backbone(policy: Policy) -> tuple[nn.Module, bool]:
         return copy.deepcopy(policy.backbone), False
     base = copy.deepcopy(policy.model).unload().base_model.requires_grad_(True)
     return (base, False) if policy.base_is_initial else (copy_adapter(base, policy.model), True)
+
+
+def _fresh_head(config: CriticConfig, width: int, seed: int) -> ValueHead:
+    generator = torch.Generator().manual_seed(stream_seed(seed, "critic-head"))
+    return build_head(config.head, width, generator=generator)
 
 
 def _hidden_size(backbone: Any) -> int:

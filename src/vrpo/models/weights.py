@@ -32,7 +32,9 @@ def load_critic_weights(critic: Critic, folder: Path) -> None:
     Raises:
         ModelError: the folder lacks weights the critic has.
     """
-    if critic.adapter:
+    if critic.backbone is None:
+        pass  # the policy's
+    elif critic.adapter:
         _load_adapter(critic.backbone, folder)
     else:
         _load_whole(critic.backbone, folder)

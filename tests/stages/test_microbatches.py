@@ -1,0 +1,99 @@
+"""How a batch is split: every row once, within the limits, with little padding."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.batches import make_batch
+from vrpo.models.backbone import buckets
+from vrpo.train.microbatches import Sizes, Splitter
+
+
+@st.composite
+def sizes(draw) -> Sizes:
+    groups = draw(st.lists(st.integers(1, 5), min_size=1, max_size=6))
+    prompts = np.repeat([draw(st.integers(1, 20)) for _ in groups], groups)
+    return Sizes(
+        prompts,
+        np.array([draw(st.integers(1, 30)) for _ in prompts]),
+        np.repeat(np.arange(len(groups)), groups),
+    )
+
+
+@settings(deadline=None, max_examples=200)
+@given(sizes=sizes(), rows=st.integers(1, 9), tokens=st.one_of(st.none(), st.integers(1, 200)))
+def test_every_row_once_within_the_limits(sizes, rows, tokens):
+    pieces = Splitter(rows, tokens, share=True).plan(sizes)
+    assert sorted(row for piece in pieces for row in piece) == list(range(len(sizes.groups)))
+    for piece in pieces:
+        assert len(piece) <= rows
+        assert tokens is None or len(piece) == 1 or sizes.read(piece) <= tokens
+
+
+def test_tokens_read_by_hand():
+    sizes = Sizes(np.array([4, 4, 2]), np.array([2, 5, 3]), np.array([0, 0, 1]))
+    assert sizes.read([0, 1]) == 4 + 2 + 5
+    assert sizes.read([0, 1, 2]) == 4 + 2 + 5 + 2 + 3
+    assert Splitter(9, 11, share=True).plan(sizes) == [[2, 0], [1]]
+    assert Splitter(9, 10, share=True).plan(sizes) == [[2], [0], [1]]
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_padding_is_below_five_percent_of_a_gsm8k_like_minibatch(make_policy, seed, share):
+    """Questions of 40 to 200 tokens, answers log-normal around 120 with a factor of 1.5, a prompt sampled 8 times."""
+    rng = np.random.default_rng(seed)
+    questions = rng.integers(40, 200, 16)
+    answers = np.exp(rng.normal(np.log(120), 0.4, 128)).astype(int).clip(10, 400)
+    prompts, groups = np.repeat(questions, 8), np.repeat(np.arange(16), 8)
+    lengths = torch.from_numpy(prompts + answers)
+    columns = torch.arange(int(lengths.max()))
+    whole = make_batch([1] * 128, prompt=1, scores=[0.0] * 128, groups=groups.tolist())
+    batch = whole.with_(
+        input_ids=torch.where(columns < lengths[:, None], columns % 90 + 4, 0),
+        attention_mask=columns < lengths[:, None],
+        mask=((columns >= torch.from_numpy(prompts)[:, None] - 1) & (columns < lengths[:, None] - 1))[:, :-1],
+        prompt_lengths=torch.from_numpy(prompts),
+        old_logp=torch.zeros(128, len(columns) - 1),
+        rewards=torch.zeros(128, len(columns) - 1),
+    )
+    policy = make_policy("llama")
+    read = []
+    policy.causal_lm.get_input_embeddings().register_forward_hook(
+        lambda _, ids, out: read.append(ids[0].numel())
+    )
+    needed = 0
+    splitter = Splitter(128, 4096, share=share)
+    for piece in splitter.plan(Sizes.of(batch, share=share)):
+        needed += Sizes.of(batch, share=share).read(piece)
+    for _, micro in splitter(batch):
+        with torch.no_grad():
+            policy.states_at(
+                micro.input_ids,
+                micro.attention_mask,
+                torch.nn.functional.pad(micro.mask, (0, 1)),
+                micro.shared_prompts if share else None,
+            )
+    assert needed <= sum(read) <= 1.05 * needed
+    assert sum(read) < (0.45 if share else 0.75) * batch.input_ids.numel()
+
+
+def test_buckets_hold_every_row_once_and_little_padding():
+    lengths = torch.from_numpy(np.random.default_rng(0).integers(1, 500, 300))
+    found = buckets(lengths)
+    assert sorted(torch.cat(found).tolist()) == list(range(300))
+    for rows in found:
+        read, real = int(lengths[rows].max()) * len(rows), int(lengths[rows].sum())
+        assert read <= 1.05 * real or read <= 256 + int(lengths[rows].max())
+    assert len(buckets(torch.full((1000,), 64))) == 1
+
+
+def test_pieces_are_trimmed_and_named():
+    batch = make_batch((3, 1, 2, 1), groups=(0, 0, 1, 1))
+    pieces = list(Splitter(2, None, share=True)(batch))
+    assert sorted(torch.cat([rows for rows, _ in pieces]).tolist()) == [0, 1, 2, 3]
+    for rows, piece in pieces:
+        assert piece.sample_ids == tuple(batch.sample_ids[i] for i in rows.tolist())
+        assert piece.input_ids.shape[1] == int(batch.attention_mask[rows].sum(dim=1).max())
