@@ -9,6 +9,7 @@ would be the largest tensor of a training step.
 
 import copy
 import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, final
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from vrpo.errors import ModelError
 from vrpo.functional import linear_logprobs_and_entropy
 from vrpo.models.backbone import autocast, shared_limit, states_at
+from vrpo.models.lean import LeanModel, is_lean
 from vrpo.models.lm_head import LmHead, head_of
 from vrpo.types import SharedPrompts
 
@@ -196,6 +198,19 @@ class Policy(nn.Module):
         rows = torch.arange(len(states), device=states.device)
         chosen = states[:, -1] if last is None else states[rows, last]
         return self.head.logits(chosen) if self.runs_head_alone else chosen.float()
+
+    def lean_step(self, cache: Any) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
+        """See `LivePolicy.lean_step`: there is one for Llama, Qwen 2 and Qwen 3 without adapters."""
+        if not self.runs_head_alone or not is_lean(self.backbone):
+            return None
+        model = LeanModel(self.backbone, cache)
+
+        def step(tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+            with autocast(self.device, self.compute_dtype):
+                states = model(tokens, positions, mask)
+            return self.head.logits(states)
+
+        return step
 
     def reference(self) -> "Reference":
         """The frozen initial policy; call it before the policy is trained.

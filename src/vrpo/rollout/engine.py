@@ -1,6 +1,6 @@
 """What the training loop asks of whatever samples responses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -47,6 +47,14 @@ class LivePolicy(Protocol):
         self, input_ids: Int[Tensor, "B L"], last: Int[Tensor, " B"] | None = None, **inputs: Any
     ) -> Float[Tensor, "B V"]:
         """fp32 logits of the token after position `last` of each row (None: after the final column)."""
+        ...
+
+    def lean_step(self, cache: Any) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
+        """A faster way to read one more token per row after what `cache` holds; None where there is none.
+
+        It maps tokens [A], their positions [A] and the mask [A, S] of all cached tokens, the new one included (None: all
+        real), to fp32 logits [A, V].
+        """
         ...
 
 

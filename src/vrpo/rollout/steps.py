@@ -54,6 +54,7 @@ class CachedSteps:
         self._policy = policy
         self._takes_positions = "position_ids" in inspect.signature(policy.backbone.forward).parameters
         self._cache = roomy_cache(policy.causal_lm.config.get_text_config(decoder=True), max_tokens)
+        self._step = policy.lean_step(self._cache)
         lengths = [len(ids) for ids in prompts]
         width = max(lengths)
         ids = np.full((len(prompts), width), policy.tokenizer.pad_token_id, dtype=np.int64)
@@ -80,7 +81,10 @@ class CachedSteps:
         """Read one token per row; see `Steps.advance`."""
         if self._mask is not None:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
-        logits = self._read(tokens[:, None], self._lengths[:, None])
+        if self._step is not None:
+            logits = self._step(tokens, self._lengths, self._mask)
+        else:
+            logits = self._read(tokens[:, None], self._lengths[:, None])
         self._lengths = self._lengths + 1
         return logits
 

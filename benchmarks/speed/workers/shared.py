@@ -1,0 +1,78 @@
+"""What every worker does the same way. Imports neither vrpo nor a peer."""
+
+import importlib.metadata
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def begin() -> dict[str, Any]:
+    """The job from the command line; call it before torch is imported, for the number of threads."""
+    job = json.loads(sys.argv[1])
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(job["threads"]),
+    }
+    import torch
+
+    torch.set_num_threads(job["threads"])
+    job["prompts"] = json.loads(Path(job["prompts"]).read_text(encoding="utf-8"))
+    return job
+
+
+def even(completion_ids: list[list[int]]) -> list[float]:
+    """A reward that costs nothing: the share of even token ids."""
+    return [sum(i % 2 == 0 for i in ids) / len(ids) for ids in completion_ids]
+
+
+def endless(tokenizer: Any) -> Any:
+    """The tokenizer with an end token that the model does not have, so that every response has the full length."""
+    tokenizer.add_special_tokens({"eos_token": "<never drawn>"})
+    return tokenizer
+
+
+class Stopwatch:
+    """Processor and wall seconds of each step, and of phases inside."""
+
+    def __init__(self) -> None:
+        self._marks: list[tuple[float, float, dict[str, float]]] = []
+        self._phases: dict[str, float] = {}
+
+    def mark(self, phases: dict[str, float] | None = None) -> None:
+        """A step is over; `phases` are its parts, for workers that are told them."""
+        self._marks.append((time.process_time(), time.perf_counter(), self._phases | (phases or {})))
+        self._phases = {}
+
+    def timed(self, name: str, function: Any) -> Any:
+        """`function`, its processor seconds counted under `name`."""
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            start = time.process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._phases[name] = self._phases.get(name, 0.0) + time.process_time() - start
+
+        return wrapped
+
+    def report(self, job: dict[str, Any], packages: list[str]) -> None:
+        """One JSON line: seconds of every step after the warm-up, peak memory, versions."""
+        pairs = list(zip(self._marks, self._marks[1:], strict=False))[job["warmup"] :]
+        assert len(pairs) == job["steps"], f"{len(pairs)} steps were timed, {job['steps']} asked for"
+        print(
+            json.dumps(
+                {
+                    "cpu": [b[0] - a[0] for a, b in pairs],
+                    "wall": [b[1] - a[1] for a, b in pairs],
+                    "phases": [b[2] for _, b in pairs],
+                    "tokens": len(job["prompts"]) * job["group"] * job["new_tokens"],
+                    "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                    "versions": {name: importlib.metadata.version(name) for name in packages},
+                }
+            )
+        )

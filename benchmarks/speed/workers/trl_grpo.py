@@ -1,0 +1,55 @@
+"""TRL's GRPOTrainer: on-policy, beta 0, no gradient checkpointing, fp32, one optimizer step a step."""
+
+from shared import Stopwatch, begin, endless, even
+
+job = begin()
+
+from datasets import Dataset  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  # noqa: E402
+from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+
+watch, rows = Stopwatch(), len(job["prompts"]) * job["group"]
+
+
+def reward(completions, completion_ids, **columns):
+    assert {len(ids) for ids in completion_ids} == {job["new_tokens"]}, "a response ended early"
+    return even(completion_ids)
+
+
+class Marks(TrainerCallback):
+    def on_train_begin(self, *args, **kwargs):
+        watch.mark()
+
+    def on_step_end(self, *args, **kwargs):
+        watch.mark()
+
+
+config = GRPOConfig(
+    output_dir=job["scratch"],
+    per_device_train_batch_size=rows,
+    num_generations=job["group"],
+    max_completion_length=job["new_tokens"],
+    beta=0.0,
+    temperature=1.0,
+    learning_rate=1e-6,
+    max_steps=job["warmup"] + job["steps"],
+    bf16=False,
+    gradient_checkpointing=False,
+    use_cpu=True,
+    shuffle_dataset=False,
+    logging_steps=10_000,
+    save_strategy="no",
+    report_to=[],
+    disable_tqdm=True,
+)
+trainer = GRPOTrainer(
+    model=AutoModelForCausalLM.from_pretrained(job["model"]),
+    processing_class=endless(AutoTokenizer.from_pretrained(job["model"])),
+    reward_funcs=reward,
+    args=config,
+    train_dataset=Dataset.from_dict({"prompt": job["prompts"] * (job["warmup"] + job["steps"])}),
+    callbacks=[Marks()],
+)
+trainer._generate = watch.timed("generate", trainer._generate)
+trainer.train()
+watch.report(job, ["trl", "transformers", "torch"])

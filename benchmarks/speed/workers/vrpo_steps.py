@@ -1,0 +1,69 @@
+"""Training steps of vrpo, with the settings the job gives."""
+
+import tempfile
+
+from shared import Stopwatch, begin
+
+job = begin()
+
+import vrpo  # noqa: E402
+from vrpo.models import Policy  # noqa: E402
+from vrpo.train.progress import Quiet  # noqa: E402
+
+# no token ends a response: as in the peers, whose tokenizers get an end token that the model lacks
+Policy.eos_token_ids = property(lambda self: frozenset([2**40]))
+watch = Stopwatch()
+count, steps = len(job["prompts"]) * job["group"], job["warmup"] + job["steps"]
+
+
+def even(prompts, completions, **columns):
+    """A reward that costs nothing."""
+    return [float(len(text) % 2 == 0) for text in completions]
+
+
+class Marks(Quiet):
+    def start(self, *args, **kwargs):
+        watch.mark()
+
+    def step(self, step, metrics):
+        assert metrics["completions/mean_length"] == job["new_tokens"], "a response ended early"
+        watch.mark({k.removeprefix("time/"): v for k, v in metrics.items() if k.startswith("time/")})
+
+
+def settings() -> dict:
+    """A configuration, the job's `--set` values last."""
+    grpo = job["algorithm"] == "grpo"
+    base = {
+        "model": {"path": job["model"], "device": "cpu"},
+        "algorithm": job["algorithm"],
+        "critic": None if grpo else {"warmup_steps": 0},
+        "rollout": {"num_generations": job["group"], "max_completion_length": job["new_tokens"]},
+        "train": {
+            "steps": steps,
+            "completions_per_step": count,
+            "minibatch": count,
+            "microbatch": count,
+            "eval_every": 0,
+            "eval_prompts": 1,
+            "checkpoint_every": 0,
+            "threads": job["threads"],
+        },
+    }
+    for key, value in job.get("settings", {}).items():
+        section, _, name = key.rpartition(".")
+        if not (grpo and section == "critic"):
+            base[section][name] = value
+    return base
+
+
+with tempfile.TemporaryDirectory(dir=job["scratch"]) as folder:
+    trainer = vrpo.Trainer(
+        model=job["model"],
+        reward_funcs=even,
+        train_dataset=[{"prompt": prompt} for prompt in job["prompts"]],
+        eval_dataset=[{"prompt": job["prompts"][0]}],
+        config=vrpo.Config(**settings()),
+        output_dir=folder,
+    )
+    trainer.train(display=Marks())
+watch.report(job, ["vrpo", "transformers", "torch"])

@@ -1,0 +1,81 @@
+"""What every worker of a comparison is given: a model folder and prompts of equal length."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
+
+GROUP, PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 8, 32, 64
+WORDS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One comparison."""
+
+    model: Path
+    prompts: Path
+    rounds: int
+    steps: int
+    """Timed steps of a worker in a round."""
+    workers: tuple[str, ...]
+
+
+def tiny(folder: Path) -> Workload:
+    """A random Qwen2 of 0.92 M parameters whose tokens are the words t0000 ... t1023."""
+    vocabulary = {f"t{i:04}": i for i in range(WORDS)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="t0001"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="t0000", unk_token="t0001", eos_token="t0001"
+    )
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=WORDS,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder / "tiny")
+    tokenizer.save_pretrained(folder / "tiny")
+    random = np.random.default_rng(0)
+    texts = [" ".join(f"t{i:04}" for i in random.integers(2, WORDS, PROMPT_TOKENS)) for _ in range(PROMPTS)]
+    names = ("trl-grpo", "vrpo-grpo", "trl-ppo", "vrpo-ppo", "vrpo-ppo-shared", "vrpo-vrpo", "hf-generate")
+    return Workload(folder / "tiny", _write(folder / "tiny.json", texts, tokenizer), 5, 5, names)
+
+
+def smollm2(folder: Path, source: Path) -> Workload:
+    """SmolLM2-135M-Instruct and prompts of 32 of its words."""
+    shutil.copytree(source, folder / "smollm2", dirs_exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    single = [
+        w for w, i in tokenizer.get_vocab().items() if w.startswith("Ġ") and w[1:].isalpha() and i > 1000
+    ]
+    random = np.random.default_rng(0)
+    texts = [
+        "".join(f" {w[1:]}" for w in random.choice(sorted(single), PROMPT_TOKENS)) for _ in range(PROMPTS)
+    ]
+    names = ("trl-grpo", "vrpo-grpo", "vrpo-ppo", "vrpo-vrpo", "hf-generate")
+    return Workload(folder / "smollm2", _write(folder / "smollm2.json", texts, tokenizer), 2, 2, names)
+
+
+def _write(path: Path, texts: list[str], tokenizer: PreTrainedTokenizerFast) -> Path:
+    lengths = {len(tokenizer(text)["input_ids"]) for text in texts}
+    assert lengths == {PROMPT_TOKENS}, (
+        f"prompts must have {PROMPT_TOKENS} tokens, they have {sorted(lengths)}"
+    )
+    path.write_text(json.dumps(texts), encoding="utf-8")
+    return path

@@ -1,0 +1,96 @@
+"""One token of a Llama-like model in about twenty tensor operations a layer, on the live weights.
+
+    x ──norm──> q, k, v ──rotate──> keys and values into the cache ──attention──> x + o ──norm──> x + down(silu(gate) up)
+
+On a small model most of a step of `transformers` is spent between the matrix products: modules, masks, copies.
+The sampler reads the prompts with the model itself and takes
+this for the tokens after them, where `is_lean` knows the architecture.
+"""
+
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaModel, Qwen2Model, Qwen3Model
+
+ARCHITECTURES = (LlamaModel, Qwen2Model, Qwen3Model)
+"""Backbones whose layers are the ones drawn above; SmolLM is a Llama."""
+
+
+def is_lean(backbone: Any) -> bool:
+    """Whether `LeanModel` can run this backbone: an architecture it knows, with nothing wrapped around its layers."""
+    return type(backbone) in ARCHITECTURES and all(
+        type(module) is nn.Linear
+        for layer in backbone.layers
+        for name, module in layer.named_modules()
+        if name.endswith("_proj")
+    )
+
+
+@final
+class LeanModel:
+    """The backbone, one token a row at a time.
+
+    Args:
+        backbone: one that `is_lean` accepts.
+        cache: what it keeps of the prompts; one that takes a token a row and gives
+            back all keys and values.
+    """
+
+    def __init__(self, backbone: Any, cache: DynamicCache) -> None:
+        self._backbone = backbone
+        self._cache = cache
+        config = backbone.config
+        self._heads = config.num_attention_heads
+        self._kv_heads = config.num_key_value_heads
+
+    def __call__(
+        self, tokens: Int[Tensor, " A"], positions: Int[Tensor, " A"], mask: Bool[Tensor, "A S"] | None
+    ) -> Float[Tensor, "A d"]:
+        """States after the final norm.
+
+        Args:
+            tokens: the last token of each row.
+            positions: its position among the row's real tokens.
+            mask: which of the S cached tokens, this one included, are real; None: all.
+        """
+        backbone = self._backbone
+        x = backbone.embed_tokens(tokens)
+        cos, sin = backbone.rotary_emb(x[:, None], positions[:, None])
+        # x cos + rotate_half(x) sin, with rotate_half a roll by half the width and the sign moved into the sine
+        half = sin.shape[-1] // 2
+        turn = cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+        visible = None if mask is None else mask[:, None, None]
+        for number, layer in enumerate(backbone.layers):
+            attention, norm = layer.self_attn, layer.input_layernorm
+            read = self._attend(attention, _rms_norm(x, norm), turn, visible, number)
+            x = x + attention.o_proj(read)
+            h, mlp = _rms_norm(x, layer.post_attention_layernorm), layer.mlp
+            x = x + mlp.down_proj(F.silu(mlp.gate_proj(h)) * mlp.up_proj(h))
+        return _rms_norm(x, backbone.norm)
+
+    def _attend(
+        self, attention: Any, h: Tensor, turn: tuple[Tensor, Tensor], visible: Tensor | None, number: int
+    ) -> Float[Tensor, "A hd"]:
+        rows, cos, sin = len(h), *turn
+        query = attention.q_proj(h).view(rows, self._heads, -1)
+        key = attention.k_proj(h).view(rows, self._kv_heads, -1)
+        if (norm := getattr(attention, "q_norm", None)) is not None:
+            query, key = _rms_norm(query, norm), _rms_norm(key, attention.k_norm)
+        both = torch.cat([query, key], dim=1)
+        both = (both * cos).addcmul_(both.roll(cos.shape[-1] // 2, dims=-1), sin)
+        query, key = both.split([self._heads, self._kv_heads], dim=1)
+        value = attention.v_proj(h).view(rows, self._kv_heads, 1, -1)
+        keys, values = self._cache.update(key[:, :, None].to(value.dtype), value, number)
+        # the heads that share keys stand where more queries would
+        grouped = query.reshape(rows, self._kv_heads, -1, query.shape[-1]).to(keys.dtype)
+        out = F.scaled_dot_product_attention(
+            grouped, keys, values, attn_mask=visible, scale=attention.scaling
+        )
+        return out.reshape(rows, -1)
+
+
+def _rms_norm(x: Tensor, norm: Any) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
