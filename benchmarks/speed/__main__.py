@@ -56,6 +56,7 @@ def main() -> None:
         "model": str(work.model),
         "prompts": str(work.prompts),
         "group": workload.GROUP,
+        "prompt_tokens": workload.PROMPT_TOKENS,
         "new_tokens": workload.NEW_TOKENS,
         "warmup": 1,
         "steps": work.steps,

@@ -1,14 +1,14 @@
 """`generate` of transformers on the same rows: sampling alone, no log-probabilities kept."""
 
-from shared import Stopwatch, begin
+from shared import Stopwatch, begin, tokenizer_of
 
 job = begin()
 
 import torch  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
 
 watch = Stopwatch()
-tokenizer = AutoTokenizer.from_pretrained(job["model"], padding_side="left")
+tokenizer = tokenizer_of(job, padding_side="left")
 model = AutoModelForCausalLM.from_pretrained(job["model"]).eval()
 model.generation_config.eos_token_id = None  # no token ends a response
 inputs = tokenizer([p for p in job["prompts"] for _ in range(job["group"])], return_tensors="pt")

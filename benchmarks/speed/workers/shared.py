@@ -30,10 +30,25 @@ def even(completion_ids: list[list[int]]) -> list[float]:
     return [sum(i % 2 == 0 for i in ids) / len(ids) for ids in completion_ids]
 
 
-def endless(tokenizer: Any) -> Any:
-    """The tokenizer with an end token that the model does not have, so that every response has the full length."""
-    tokenizer.add_special_tokens({"eos_token": "<never drawn>"})
+def tokenizer_of(job: dict[str, Any], *, endless: bool = True, **settings: Any) -> Any:
+    """The folder's tokenizer as it is written there (AutoTokenizer would go by the type of the model).
+
+    `endless` gives it an end token that the model does not have, so that every response has the full length.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(job["model"], **settings)
+    if endless:
+        tokenizer.add_special_tokens({"eos_token": "<never drawn>"})
+    for prompt in job["prompts"]:
+        assert len(tokenizer(prompt)["input_ids"]) == job["prompt_tokens"], "a prompt is read as other tokens"
     return tokenizer
+
+
+def never_ending(model: Any, tokenizer: Any) -> Any:
+    """The model, told the tokenizer's end token; its generation settings would name its own."""
+    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model
 
 
 class Stopwatch:

@@ -1,11 +1,11 @@
 """TRL's GRPOTrainer: on-policy, beta 0, no gradient checkpointing, fp32, one optimizer step a step."""
 
-from shared import Stopwatch, begin, endless, even
+from shared import Stopwatch, begin, even, never_ending, tokenizer_of
 
 job = begin()
 
 from datasets import Dataset  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  # noqa: E402
+from transformers import AutoModelForCausalLM, TrainerCallback  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
 watch, rows = Stopwatch(), len(job["prompts"]) * job["group"]
@@ -42,9 +42,10 @@ config = GRPOConfig(
     report_to=[],
     disable_tqdm=True,
 )
+tokenizer = tokenizer_of(job)
 trainer = GRPOTrainer(
-    model=AutoModelForCausalLM.from_pretrained(job["model"]),
-    processing_class=endless(AutoTokenizer.from_pretrained(job["model"])),
+    model=never_ending(AutoModelForCausalLM.from_pretrained(job["model"]), tokenizer),
+    processing_class=tokenizer,
     reward_funcs=reward,
     args=config,
     train_dataset=Dataset.from_dict({"prompt": job["prompts"] * (job["warmup"] + job["steps"])}),

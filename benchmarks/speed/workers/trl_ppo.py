@@ -1,6 +1,6 @@
 """TRL's last PPOTrainer: four models, one epoch, one minibatch, no gradient checkpointing, fp32."""
 
-from shared import Stopwatch, begin, endless
+from shared import Stopwatch, begin, never_ending, tokenizer_of
 
 job = begin()
 
@@ -8,7 +8,6 @@ from datasets import Dataset  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     TrainerCallback,
 )
 from trl.experimental import ppo  # noqa: E402
@@ -26,14 +25,14 @@ class Marks(TrainerCallback):
 
 
 def causal():
-    return AutoModelForCausalLM.from_pretrained(job["model"])
+    return never_ending(AutoModelForCausalLM.from_pretrained(job["model"]), tokenizer)
 
 
 def scorer():
     return AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=1)
 
 
-tokenizer = endless(AutoTokenizer.from_pretrained(job["model"], padding_side="left"))
+tokenizer = tokenizer_of(job, padding_side="left")
 ids = [tokenizer(prompt)["input_ids"] for prompt in job["prompts"] for _ in range(job["group"])]
 data = Dataset.from_dict({"input_ids": ids * (steps + 1)})
 config = ppo.PPOConfig(

@@ -2,7 +2,7 @@
 
 import tempfile
 
-from shared import Stopwatch, begin
+from shared import Stopwatch, begin, tokenizer_of
 
 job = begin()
 
@@ -59,6 +59,7 @@ def settings() -> dict:
 with tempfile.TemporaryDirectory(dir=job["scratch"]) as folder:
     trainer = vrpo.Trainer(
         model=job["model"],
+        processing_class=tokenizer_of(job, endless=False),
         reward_funcs=even,
         train_dataset=[{"prompt": prompt} for prompt in job["prompts"]],
         eval_dataset=[{"prompt": job["prompts"][0]}],
