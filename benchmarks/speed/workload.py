@@ -61,13 +61,12 @@ def smollm2(folder: Path, source: Path) -> Workload:
     """SmolLM2-135M-Instruct and prompts of 32 of its words."""
     shutil.copytree(source, folder / "smollm2", dirs_exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(source)
-    single = [
-        w for w, i in tokenizer.get_vocab().items() if w.startswith("Ġ") and w[1:].isalpha() and i > 1000
-    ]
+    words = sorted(
+        w[1:] for w in tokenizer.get_vocab() if w.startswith("Ġ") and w[1:].isalpha() and w[1:].islower()
+    )
+    single = [w for w in words[:4000] if len(tokenizer(f" {w} {w}")["input_ids"]) == 2]
     random = np.random.default_rng(0)
-    texts = [
-        "".join(f" {w[1:]}" for w in random.choice(sorted(single), PROMPT_TOKENS)) for _ in range(PROMPTS)
-    ]
+    texts = ["".join(f" {w}" for w in random.choice(single, PROMPT_TOKENS)) for _ in range(PROMPTS)]
     names = ("trl-grpo", "vrpo-grpo", "vrpo-ppo", "vrpo-vrpo", "hf-generate")
     return Workload(folder / "smollm2", _write(folder / "smollm2.json", texts, tokenizer), 2, 2, names)
 

@@ -157,17 +157,25 @@ def plan_command(
 ) -> None:
     """Batch plan, memory and time estimate; trains nothing."""
     from vrpo.train import plan
+    from vrpo.train.memory import memory_plan
+    from vrpo.train.shape import read_shape
 
     settings = load(Config, config, set_ or [])
     _print_batch_plan(settings)
-    shape = plan.read_shape(settings, model_config)
+    shape = read_shape(settings, model_config)
     console.print(
         f"model: {shape.parameters / 1e6:,.1f} M parameters; {prompt_tokens} prompt tokens assumed (--prompt-tokens)"
     )
-    memory = plan.memory_plan(settings, shape, prompt_tokens=prompt_tokens)
-    table = Table("memory", "GiB")
-    for name, size in [*memory.items(), ("sum", sum(memory.values()))]:
-        table.add_row(name, f"{size / 2**30:.2f}")
+    memory = memory_plan(settings, shape, prompt_tokens=prompt_tokens)
+    table = Table("memory in fp32", "when", "GiB")
+    for when, part in (
+        ("always", memory.lasting),
+        ("sampling", memory.sampling),
+        ("learning", memory.learning),
+    ):
+        for name, size in part.items():
+            table.add_row(name, when, f"{size / 2**30:.2f}")
+    table.add_row("peak", "", f"{memory.peak / 2**30:.2f}", style="bold")
     console.print(table)
     import torch
 

@@ -24,7 +24,9 @@ from vrpo.config import Config, load, to_yaml
 from vrpo.config.describe import all_keys
 from vrpo.errors import ModelError
 from vrpo.train.batch_plan import batch_plan
-from vrpo.train.plan import ModelShape, memory_plan, read_shape, work_plan
+from vrpo.train.memory import memory_plan
+from vrpo.train.plan import work_plan
+from vrpo.train.shape import ModelShape, read_shape
 
 COMMON: dict[str, Any] = {
     "model": {"path": "vrpo:tiny"},
@@ -258,8 +260,10 @@ def check(file: Path, *overrides: str) -> None:
     assert config.model is not None
     shape = shape_of(config.model.path)
     if shape is not None:
-        plans = (memory_plan(config, shape, prompt_tokens=128), work_plan(config, shape, prompt_tokens=128))
-        for plan in plans:
+        memory = memory_plan(config, shape, prompt_tokens=128)
+        assert math.isfinite(memory.peak)
+        work = work_plan(config, shape, prompt_tokens=128)
+        for plan in (memory.lasting, memory.sampling, memory.learning, work):
             assert math.isfinite(sum(plan.values()) * config.train.steps)
             assert all(math.isfinite(size) and size >= 0 for size in plan.values())
 

@@ -36,7 +36,7 @@ from vrpo.train.folder import environment
 from vrpo.train.progress import Quiet
 from vrpo.train.signals import Stopped
 
-WALL_CLOCK = ("time/", "tokens_per_second/")
+WALL_CLOCK = ("time/", "tokens_per_second/", "memory/")
 STUCK_SECONDS = 120.0
 STEPS = 8
 BASE = {

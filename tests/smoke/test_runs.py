@@ -53,7 +53,7 @@ ALWAYS_FINITE = (
     "loss/semantic_avg",
     "val/grad_norm",
 )
-WALL_CLOCK = ("time/", "tokens_per_second/")
+WALL_CLOCK = ("time/", "tokens_per_second/", "memory/")
 
 
 def small(**changes) -> Config:

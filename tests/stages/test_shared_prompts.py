@@ -1,6 +1,7 @@
 """Prompts read once for all their responses: the same states and gradients as reading every row whole."""
 
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ import transformers
 
 from tests.batches import make_batch
 from tests.conftest import SMALL, build_model
-from vrpo.models.backbone import SharedPrompts, shared_limit, states_at
-from vrpo.types import Batch
+from vrpo.models.backbone import recompute_activations, shared_limit, states_at
+from vrpo.types import Batch, SharedPrompts
 
 NAMES = ["llama", "qwen2", "qwen3", "granite", "cohere", "gpt2", "gemma3"]
 
@@ -153,3 +154,35 @@ def test_prompts_are_not_read_twice(make_policy):
         batch.input_ids, batch.attention_mask, batch.mask, temperature=1.0, prompts=batch.shared_prompts
     )
     assert read == [3 * 5, 6 * 6]
+
+
+def count(kept: list[int], tensor: torch.Tensor) -> torch.Tensor:
+    kept.append(tensor.numel())
+    return tensor
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+def test_computing_activations_again_changes_no_gradient_and_keeps_less(make_policy, name):
+    policy, batch = make_policy(name), ragged()
+    results = []
+    for again in (False, True):
+        if again:
+            recompute_activations(policy.causal_lm)
+        policy.zero_grad()
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(count, kept), lambda t: t):
+            logp, _ = policy.logprobs_and_entropy(
+                batch.input_ids,
+                batch.attention_mask,
+                batch.mask,
+                temperature=1.0,
+                prompts=batch.shared_prompts,
+            )
+            logp.sum().backward()
+        results.append((logp.detach(), {n: p.grad.clone() for n, p in policy.named_parameters()}, sum(kept)))
+    (whole, expected, much), (again, found, little) = results
+    torch.testing.assert_close(again, whole, atol=1e-5, rtol=1e-5)
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(found[parameter], gradient, atol=1e-4, rtol=1e-4, msg=parameter)
+    assert little < 0.7 * much
+    assert not any(module.training for module in policy.causal_lm.modules())

@@ -74,6 +74,9 @@ class TrainConfig(Strict):
     max_tokens_per_microbatch: int | None = Field(None, ge=1)
     """Tokens a forward-backward pass reads, at most, each prompt counted once; a longer sequence goes alone. null: no
     limit."""
+    activation_checkpointing: bool = False
+    """Keep one hidden state a layer and compute the rest again in the backward pass: about a third more time, and prompts
+    are read with each response. For when even one sequence does not fit."""
     epochs: int = Field(1, ge=1)
     """Passes of the policy over each step's data."""
     learning_rate: float = Field(1e-6, gt=0.0)

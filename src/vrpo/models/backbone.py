@@ -12,7 +12,8 @@ import inspect
 import logging
 import sys
 from collections import defaultdict
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from vrpo.errors import ModelError
 from vrpo.types import SharedPrompts
 
 PADDING = 0.03
@@ -54,11 +57,14 @@ def states_at(
         attention_mask: True on real tokens.
         at: where states are wanted; with `prompts` nowhere before the last token of a row's prompt.
         compute_dtype: precision of the forward pass.
-        prompts: read each prompt once; only up to the model's `shared_limit`. None: read every row whole.
+        prompts: read each prompt once; only up to the model's `shared_limit`, and not where activations are computed
+            again in the backward pass, which takes no cache. None: read every row whole.
     """
+    if recomputes(backbone) and torch.is_grad_enabled():
+        prompts = None
     lengths = attention_mask.sum(dim=1)
     row, column = at.nonzero(as_tuple=True)
-    with autocast(input_ids.device, compute_dtype):
+    with autocast(input_ids.device, compute_dtype), _recomputing(backbone):
         if prompts is None:
             states, starts = _read_rows(backbone, input_ids, lengths)
         else:
@@ -192,6 +198,46 @@ def _ways_agree(backbone: Any, vocabulary: int) -> bool:
 
 def _cache_layers(backbone: Any) -> list[Any]:
     return list(DynamicCache(config=backbone.config.get_text_config(decoder=True)).layers)
+
+
+def recompute_activations(model: Any) -> None:
+    """From now on keep one hidden state a layer in passes with gradient, and compute the rest again.
+
+    Raises:
+        ModelError: the model of `transformers` cannot.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ModelError(
+            f"{type(model).__name__} cannot compute activations again; set train.activation_checkpointing: false"
+        )
+    # transformers renamed it
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def recomputes(backbone: Any) -> bool:
+    """Whether `recompute_activations` was called."""
+    return any(layer.gradient_checkpointing for layer in _checkpointed_layers(backbone))
+
+
+@contextmanager
+def _recomputing(backbone: Any) -> Iterator[None]:
+    """Layers checkpoint in training mode only. They are put in it for a pass with gradient, without what is inside them:
+    dropout stays off, and the sampler's passes keep their cache."""
+    layers = [
+        x for x in _checkpointed_layers(backbone) if x.gradient_checkpointing and torch.is_grad_enabled()
+    ]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+
+
+def _checkpointed_layers(backbone: Any) -> list[GradientCheckpointingLayer]:
+    return [module for module in backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:

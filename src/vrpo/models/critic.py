@@ -69,11 +69,11 @@ class Critic(nn.Module):
         # not persistent: it is the initial policy's, which every run can load again
         self.register_buffer("_lm_head", lm_head, persistent=False)
         self.train(False)
-        vocabulary = self._features.get_input_embeddings().weight.shape[0]
-        self.shared_limit = shared_limit(self._features, vocabulary=vocabulary)
+        vocabulary = self.features.get_input_embeddings().weight.shape[0]
+        self.shared_limit = shared_limit(self.features, vocabulary=vocabulary)
 
     @property
-    def _features(self) -> Any:
+    def features(self) -> Any:
         """The `transformers` model that is read; its layers carry the adapter, where there is one."""
         if self._lender:
             return self._lender[0]
@@ -221,7 +221,7 @@ class Critic(nn.Module):
         """Value features where `at` is True; see `vrpo.models.backbone.states_at`."""
         with torch.no_grad() if self.borrowed else nullcontext():
             return states_at(
-                self._features,
+                self.features,
                 input_ids,
                 attention_mask,
                 at,

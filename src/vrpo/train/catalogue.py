@@ -95,6 +95,7 @@ METRICS: dict[str, MetricDoc] = {
     # time
     "time/*": _D("wall seconds of a phase: rollout, reward, values, critic, policy; step is the whole", "rollout dominates", "values or critic above policy by far: microbatch too small"),
     "tokens_per_second/*": _D("completion tokens over the seconds of: rollout; update (critic + policy); step", "steady", "falls: responses get longer, or the machine is shared"),
+    "memory/peak_gib": _D("most memory taken so far: of the process on a CPU, of the device on a GPU; GiB", "level after the first steps; `vrpo plan` foretells it", "rises for ever: something keeps tensors"),
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from vrpo.train.clock import Clock
 from vrpo.train.files import finite
 from vrpo.train.folder import readable
 from vrpo.train.learning import update_critic, update_policy
+from vrpo.train.memory import peak_bytes
 from vrpo.train.metrics import critic_metrics, policy_metrics, reward_metrics, rollout_metrics
 from vrpo.train.milestones import due, evaluate_if_due, save_whole_step, watch, write_worst_tokens
 from vrpo.train.numerics import not_finite
@@ -185,4 +186,5 @@ def _learn(run: Run, prepared: Prepared, stop: StopRequest) -> Metrics:
         **policy_metrics(prepared.policy),
         **run.learning_rates(),
         **clock.metrics(completion_tokens=prepared.tokens),
+        "memory/peak_gib": peak_bytes(run.device) / 2**30,
     }

@@ -11,6 +11,7 @@ from vrpo.algorithms.critic_objective import CriticObjective, CriticState
 from vrpo.config import Config, to_yaml
 from vrpo.errors import CheckpointError, ConfigError
 from vrpo.models import Critic, Policy, Reference, load_policy
+from vrpo.models.backbone import recompute_activations
 from vrpo.rewards import NamedFunction, RewardPipeline, build_rewards
 from vrpo.rollout import Engine, TorchEngine
 from vrpo.tasks import Task, build_task
@@ -179,6 +180,10 @@ def _build(
     critic, objective = _build_critic(config, policy, algorithm)
     uses_reference = algorithm.uses_reference or (objective is not None and objective.uses_reference)
     reference = policy.reference() if uses_reference else None
+    if config.train.activation_checkpointing:
+        recompute_activations(policy.causal_lm)
+        if critic is not None and not critic.borrowed:
+            recompute_activations(critic.features)
     changes = folder.open(
         config_yaml=to_yaml(config),
         inputs=inputs_of(config, policy, task),

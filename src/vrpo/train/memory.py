@@ -1,0 +1,125 @@
+"""How much memory a run takes: an estimate from the model's shape, and what the process has really used.
+
+    peak = what is there all the time + the larger of what sampling and what learning take on top
+
+Counted for the Llama family in plain PyTorch; `benchmarks/memory.py` compares with measured peaks.
+"""
+
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vrpo.config import Config
+from vrpo.functional.chunked_head import CHUNK_LOGITS, rows_of_a_chunk
+from vrpo.train.shape import ModelShape, adapter_parameters, uses_reference
+
+FP32 = 4
+"""Bytes of a number; weights, gradients, moments and, on a CPU, everything else."""
+LOADED_LATER = 100 * 2**20
+"""What a run imports and keeps besides what a plan has loaded: model code, data sets, records."""
+LOGIT_COPIES = 4
+"""Tensors of the size of the logits alive at once: logits, log p, p, gradient."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes by purpose."""
+
+    lasting: dict[str, float]
+    """There from the first step on."""
+    sampling: dict[str, float]
+    """Only while responses are sampled."""
+    learning: dict[str, float]
+    """Only while one of the networks is updated."""
+
+    @property
+    def peak(self) -> float:
+        """Bytes at the worst moment."""
+        return sum(self.lasting.values()) + max(sum(self.sampling.values()), sum(self.learning.values()))
+
+
+def memory_plan(config: Config, shape: ModelShape, *, prompt_tokens: int) -> MemoryPlan:
+    """What a run of `config` takes, in fp32.
+
+    Args:
+        config: the run.
+        shape: of its model.
+        prompt_tokens: tokens of a long prompt; every response is taken to have its full length.
+    """
+    critic = config.critic
+    policy_trained = adapter_parameters(config, shape) or shape.parameters
+    lasting = {
+        "Python and its libraries": resident() + LOADED_LATER,
+        "policy weights": FP32 * shape.parameters,
+        "policy moments": 2 * FP32 * policy_trained,
+    }
+    critic_trained = 0
+    if critic is not None and critic.trunk == "own":
+        whole = shape.of_depth(critic.layers)
+        critic_trained = adapter_parameters(config, shape) or whole
+        lasting["critic weights"] = FP32 * whole
+        lasting["critic moments"] = 2 * FP32 * critic_trained
+        if critic.semantic.mode != "off":
+            lasting["frozen language-model head"] = FP32 * shape.embedding
+    if uses_reference(config) and adapter_parameters(config, shape) is None:
+        lasting["reference weights"] = FP32 * shape.parameters
+    rows = min(config.rollout.batch_size, config.train.completions_per_step)
+    length = prompt_tokens + config.rollout.max_completion_length
+    sampling = {
+        "KV cache": 2 * FP32 * shape.layers * shape.kv_width * rows * length,
+        "logits of a step": LOGIT_COPIES * FP32 * rows * shape.vocabulary,
+    }
+    tokens, counted = _microbatch(config, prompt_tokens)
+    logits = min(counted, rows_of_a_chunk(shape.vocabulary)) * shape.vocabulary
+    learning = {
+        "gradients": FP32 * max(policy_trained, critic_trained),
+        "activations of a microbatch": FP32 * tokens * _activations(config, shape, prompt_tokens),
+        "logits of a chunk": LOGIT_COPIES * FP32 * min(logits, max(CHUNK_LOGITS, 64 * shape.vocabulary)),
+        "gradient of the head": FP32 * shape.embedding,
+    }
+    return MemoryPlan(
+        *({name: float(size) for name, size in part.items()} for part in (lasting, sampling, learning))
+    )
+
+
+def _microbatch(config: Config, prompt_tokens: int) -> tuple[int, int]:
+    """Tokens a pass reads, and how many of them are of responses."""
+    train, new = config.train, config.rollout.max_completion_length
+    rows = train.microbatch
+    prompts = -(-rows // config.rollout.num_generations)
+    tokens = prompts * prompt_tokens + rows * new
+    if train.activation_checkpointing:
+        tokens = rows * (prompt_tokens + new)
+    limit = train.max_tokens_per_microbatch
+    if limit is not None and tokens > limit:
+        tokens = max(limit, prompt_tokens + new)
+    return tokens, min(tokens, rows * new)
+
+
+def _activations(config: Config, shape: ModelShape, prompt_tokens: int) -> float:
+    """Numbers kept for the backward pass, per token: norms, rotary embedding, attention, gated feed-forward."""
+    wide = 4 * shape.hidden + 4 * shape.query_width + 2 * shape.kv_width
+    layer = wide + 4 * shape.feed_forward
+    if config.train.activation_checkpointing:
+        return shape.hidden * shape.layers + layer
+    # a prompt's keys and values are there once more for every response that reads them
+    prompt_share = prompt_tokens / config.rollout.max_completion_length
+    shared = 2 * shape.kv_width + 2 * prompt_share * (shape.query_width + shape.kv_width)
+    return shape.layers * (layer + (shared if config.rollout.num_generations > 1 else 0.0))
+
+
+def resident() -> int:
+    """Bytes of physical memory this process holds now; 0 where the system does not say."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * resource.getpagesize() if status.is_file() else 0
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory taken so far: by this process on a CPU, of the device's own on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # kibibytes, but bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
