@@ -68,7 +68,7 @@ def smollm2(folder: Path, source: Path) -> Workload:
     random = np.random.default_rng(0)
     texts = ["".join(f" {w}" for w in random.choice(single, PROMPT_TOKENS)) for _ in range(PROMPTS)]
     names = ("trl-grpo", "vrpo-grpo", "vrpo-ppo", "vrpo-vrpo", "hf-generate")
-    return Workload(folder / "smollm2", _write(folder / "smollm2.json", texts, tokenizer), 2, 2, names)
+    return Workload(folder / "smollm2", _write(folder / "smollm2.json", texts, tokenizer), 2, 1, names)
 
 
 def _write(path: Path, texts: list[str], tokenizer: PreTrainedTokenizerFast) -> Path:

@@ -8,9 +8,11 @@ def batch_plan(config: Config) -> list[str]:
     train, group = config.train, config.rollout.num_generations
     minibatches = train.completions_per_step // train.minibatch
     micro = train.minibatch // train.microbatch
+    limit = train.max_tokens_per_microbatch
+    tokens = "" if limit is None else f", cut further where they exceed {limit:,} tokens"
     lines = [
         f"{train.completions_per_step // group} prompts x {group} generations = {train.completions_per_step} completions a step",
-        f"-> {minibatches} minibatches of {train.minibatch} -> {micro} microbatches of {train.microbatch}",
+        f"-> {minibatches} minibatches of {train.minibatch} -> {micro} microbatches of {train.microbatch}{tokens}",
     ]
     updates = f"-> {train.epochs * minibatches} policy"
     if config.critic is not None:

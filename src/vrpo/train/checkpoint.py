@@ -34,7 +34,7 @@ from vrpo.models.weights import load_critic_weights, load_policy_weights
 from vrpo.train.files import flush_file, flush_folder, replace_file, storing
 from vrpo.train.prepared import Prepared, load_prepared
 
-FORMAT = 2
+FORMAT = 3
 """Version of the layout above. 1 had no paused steps and no controllers."""
 
 PAUSED = "paused"
