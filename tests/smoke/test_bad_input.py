@@ -372,6 +372,8 @@ OPTIONS = [
     {"critic": {"head": {"beta": 1.0, "beta_warmup": 0.0}}},
     {"critic": {"head": {"sample": False}}},
     {"critic": {"head": {"type": "scalar"}, "cliprange_value": 1e-4}},
+    {"critic": {"layers": 1}},
+    {"critic": {"trunk": "policy", "semantic": {"mode": "off"}}},
     {"critic": {"semantic": {"mode": "off"}}},
     {"critic": {"semantic": {"mode": "kl_ref"}}},
     {"critic": {"semantic": {"mode": "kl_ref", "selector": "reference"}}},
