@@ -126,6 +126,11 @@ CASES = {
     },
     "grpo": {"algorithm": "grpo"},
     "lora": {"model": {"lora": {"rank": 4}}},
+    "borrowed trunk": {"critic": {"trunk": "policy", "semantic": {"mode": "off"}}},
+    "two layers, activations computed again, pieces by tokens": {
+        "critic": {"layers": 2},
+        "train": {"activation_checkpointing": True, "max_tokens_per_microbatch": 100},
+    },
 }
 
 
