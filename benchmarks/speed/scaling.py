@@ -1,9 +1,9 @@
-"""Tokens per second of sampling, passes and updates against batch, length and model size, each beside its roofline.
+"""Tokens per CPU-second of sampling, passes and updates against batch, length and model size, beside rooflines.
 
-    python -m benchmarks.speed.scaling [--json benchmarks/results/scaling.json] [--figure docs/figures/speed_scaling.png]
-
-Random-weight Qwen2 models, one thread. The rooflines: a token of sampling costs 2 flops a parameter and reads its
-share of weights and cache; a token of a pass 2, of an update 6. Peaks of matrix product and memory are measured first.
+Random-weight Qwen2 models and SmolLM2 where it is at hand, fp32, one thread by default. The rooflines: sampling reads the
+weights once a step and the cache once a token, and does 2 flops a parameter and token; a token of a pass costs 2 flops a
+parameter and its share of attention, a token of an update 6. The peaks of matrix product and memory are measured, again
+before every panel, and the best counts.
 """
 
 import argparse
@@ -21,17 +21,32 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from benchmarks.speed.compare import ROOT, provenance
+from vrpo.config.learning import CriticConfig
 from vrpo.config.run import RolloutConfig
 from vrpo.functional import gae
 from vrpo.models import Policy
+from vrpo.models.critic import Critic
 from vrpo.rollout import TorchEngine
 from vrpo.types import Prompt, SharedPrompts
 
 WORDS, PROMPT, NEW, GROUP = 1024, 32, 64, 8
-SIZES = {"0.1 M": (48, 2), "0.9 M": (128, 4), "10.6 M": (320, 8)}
+SIZES = {"0.1 M": (48, 2), "0.9 M": (128, 4), "10.2 M": (320, 8)}
 """Name -> hidden size, layers."""
-BATCHES = (8, 32, 128, 256)
+BATCHES = (8, 16, 32, 64, 128, 256)
 LENGTHS = (128, 512, 2048, 8192, 32768)
+TITLES = {
+    "batch": "sequences at once (0.9 M parameters)",
+    "length": "length of a sequence (0.9 M parameters)",
+    "size": "parameters (64 sequences)",
+}
+COLOURS = {
+    "sampling": "#0b6e99",
+    "update": "#d9730d",
+    "log-prob pass": "#d9730d",
+    "value pass": "#0f7b6c",
+    "GAE": "#6b6b6b",
+}
 TOO_LONG = 20.0
 """Seconds after which no longer sequence is tried."""
 
@@ -62,9 +77,13 @@ def policy_of(size: str) -> Policy:
         bos_token_id=None,
     )
     torch.manual_seed(0)
-    return Policy(
-        AutoModelForCausalLM.from_config(config), Words(), compute_dtype=torch.float32, adapter=False
-    )
+    return wrapped(AutoModelForCausalLM.from_config(config))
+
+
+def wrapped(model: Any) -> Policy:
+    """The model as a policy that no token stops."""
+    model.generation_config.eos_token_id = None
+    return Policy(model, Words(), compute_dtype=torch.float32, adapter=False)
 
 
 def seconds(work: Callable[[], object], repeats: int = 3) -> float:
@@ -88,7 +107,11 @@ def sampling(policy: Policy, rows: int) -> float:
         Prompt(prompt_id=f"train/{i}", prompt="-", token_ids=random.integers(1, WORDS, PROMPT), columns={})
         for i in range(rows // GROUP)
     ]
-    work = lambda: engine.generate(prompts, num_generations=GROUP, step=1, policy_version=0)  # noqa: E731
+
+    def work() -> None:
+        drawn = engine.generate(prompts, num_generations=GROUP, step=1, policy_version=0)
+        assert {rollout.num_actions for rollout in drawn} == {NEW}, "a response ended early"
+
     return rows * NEW / seconds(work)
 
 
@@ -121,6 +144,19 @@ def passing(policy: Policy, length: int) -> float:
     return length / seconds(work)
 
 
+def valuing(policy: Policy, length: int) -> float:
+    """Tokens per second of one value pass over one sequence."""
+    critic = Critic.from_policy(policy, CriticConfig(), seed=0)
+    ids = torch.randint(1, WORDS, (1, length), generator=torch.Generator().manual_seed(0))
+    whole = torch.ones_like(ids, dtype=torch.bool)
+
+    def work() -> None:
+        with torch.no_grad():
+            critic.forward_tokens(critic.states_at(ids, whole, whole), None)
+
+    return length / seconds(work)
+
+
 def estimating(length: int, rows: int = 8) -> float:
     """Tokens per second of GAE."""
     values = torch.randn(rows, length, generator=torch.Generator().manual_seed(0))
@@ -128,109 +164,141 @@ def estimating(length: int, rows: int = 8) -> float:
     return rows * length / seconds(lambda: gae(values, values, values[:, 0], whole, gamma=1.0, lam=0.95))
 
 
-def matmul_peak(size: int = 1024) -> float:
-    """Floating-point operations per second of a matrix product."""
-    a = torch.ones(size, size)
-    return 2 * size**3 / seconds(lambda: a @ a, repeats=20)
+class Peaks:
+    """The machine's best so far: measured again before each panel, since others may share it."""
+
+    flops = bytes_per_second = 0.0
+
+    def measure(self) -> None:
+        """Matrix products of three sizes; adding two arrays that no cache holds."""
+        for size in (512, 1024, 2048):
+            a = torch.ones(size, size)
+            best = seconds(lambda a=a: a @ a, repeats=10)
+            self.flops = max(self.flops, 2 * size**3 / best)
+        a = torch.ones(2**26)
+        b = torch.ones_like(a)
+        best = seconds(lambda: torch.add(a, b, out=b), repeats=5)
+        self.bytes_per_second = max(self.bytes_per_second, 3 * a.numel() * 4 / best)
 
 
-def bandwidth() -> float:
-    """Bytes per second of adding two arrays that no cache holds."""
-    a = torch.ones(2**26)
-    b = torch.ones_like(a)
-    return 3 * a.numel() * 4 / seconds(lambda: torch.add(a, b, out=b))
-
-
-def decode_bound(policy: Policy, rows: int, flops: float, bytes_per_second: float) -> float:
-    """Most tokens per second of sampling: the slower of arithmetic and of reading weights and cache."""
+def sizes(policy: Policy) -> tuple[int, int]:
+    """Parameters, and those of them in the embedding, which is also the head."""
     count = sum(p.numel() for p in policy.parameters())
+    return count, policy.causal_lm.get_input_embeddings().weight.numel()
+
+
+def sampling_bound(policy: Policy, rows: int, peaks: Peaks) -> float:
+    """The slower of arithmetic and of reading weights and cache."""
+    count, _ = sizes(policy)
     config = policy.causal_lm.config
-    kept = 2 * config.num_hidden_layers * config.num_key_value_heads * (config.hidden_size // 4)
+    width = config.hidden_size // config.num_attention_heads
+    kept = 2 * config.num_hidden_layers * config.num_key_value_heads * width
     read = 4 * (count + rows * kept * (PROMPT + NEW / 2))
-    return rows / max(2.0 * count * rows / flops, read / bytes_per_second)
+    return rows / max(2.0 * count * rows / peaks.flops, read / peaks.bytes_per_second)
 
 
-def measure() -> dict[str, Any]:
+def update_bound(policy: Policy, peaks: Peaks) -> float:
+    """6 flops a parameter and token; a prompt is read once for its responses, and needs no head."""
+    count, head = sizes(policy)
+    return peaks.flops / (6 * (count + (count - head) * PROMPT / NEW / GROUP))
+
+
+def pass_bound(policy: Policy, length: int, peaks: Peaks, *, head: bool) -> float:
+    """2 flops a parameter and token, and attention: 2 L d a layer, half of it being masked."""
+    count, embedding = sizes(policy)
+    config = policy.causal_lm.config
+    attention = config.hidden_size * config.num_hidden_layers * length
+    return peaks.flops / (2 * (count - (0 if head else embedding) + attention))
+
+
+def by_batch(policy: Policy, rows: int) -> dict[str, float]:
+    """Sampling and update of `rows` sequences."""
+    return {"sampling": sampling(policy, rows), "update": updating(policy, rows)}
+
+
+def by_length(policy: Policy, length: int) -> dict[str, float]:
+    """Passes over one sequence, and GAE over eight."""
+    return {
+        "GAE": estimating(length),
+        "log-prob pass": passing(policy, length),
+        "value pass": valuing(policy, length),
+    }
+
+
+def bounds(policy: Policy, panel: str, x: int, peaks: Peaks) -> dict[str, float]:
+    """Rooflines of a panel's point."""
+    if panel == "length":
+        return {
+            "log-prob pass": pass_bound(policy, x, peaks, head=True),
+            "value pass": pass_bound(policy, x, peaks, head=False),
+        }
+    rows = x if panel == "batch" else 64
+    return {"sampling": sampling_bound(policy, rows, peaks), "update": update_bound(policy, peaks)}
+
+
+def measure(smollm2: Path) -> dict[str, Any]:
     """Every point and every bound."""
-    flops, speed = matmul_peak(), bandwidth()
+    peaks, points = Peaks(), []
+    peaks.measure()
     tiny = policy_of("0.9 M")
-    count = sum(p.numel() for p in tiny.parameters())
-    found: dict[str, Any] = {"flops": flops, "bytes_per_second": speed, "batch": {}, "length": {}, "size": {}}
     for rows in BATCHES:
-        found["batch"][rows] = {
-            "sampling": sampling(tiny, rows),
-            "sampling bound": decode_bound(tiny, rows, flops, speed),
-            "update": updating(tiny, rows),
-            "update bound": flops / (6 * count * (1 + PROMPT / NEW / GROUP)),
-        }
+        points.append(("batch", rows, tiny, by_batch(tiny, rows)))
+    peaks.measure()
     for length in LENGTHS:
-        found["length"][length] = {
-            "GAE": estimating(length),
-            "log-prob pass": passing(tiny, length),
-            "pass bound": flops
-            / (2 * (count + 128 * 4 * length)),  # attention: 2 L d a layer, half of it masked
-        }
-        if length / found["length"][length]["log-prob pass"] > TOO_LONG:
+        points.append(("length", length, tiny, by_length(tiny, length)))
+        if length / min(points[-1][3].values()) > TOO_LONG:
             break
-    for size in SIZES:
-        policy = policy_of(size)
-        count = sum(p.numel() for p in policy.parameters())
-        found["size"][count] = {
-            "sampling": sampling(policy, 64),
-            "sampling bound": decode_bound(policy, 64, flops, speed),
-            "update": updating(policy, 64),
-            "update bound": flops / (6 * count * (1 + PROMPT / NEW / GROUP)),
-        }
-    return found
+    makers = [lambda size=size: policy_of(size) for size in SIZES]
+    if smollm2.exists():
+        makers.append(lambda: wrapped(AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)))
+    for make in makers:
+        peaks.measure()
+        policy = make()
+        points.append(("size", sizes(policy)[0], policy, by_batch(policy, 64)))
+    found: dict[str, Any] = {"batch": {}, "length": {}, "size": {}}
+    for panel, x, policy, measured in points:
+        found[panel][x] = {"measured": measured, "roofline": bounds(policy, panel, x, peaks)}
+    return {"flops": peaks.flops, "bytes_per_second": peaks.bytes_per_second, **found}
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
-    """Three panels, bounds dashed in the colour of what they bound."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    titles = {
-        "batch": "sequences at once (0.9 M)",
-        "length": "length of a sequence (0.9 M)",
-        "size": "parameters (64 sequences)",
-    }
-    colours = {
-        "sampling": "#0b6e99",
-        "update": "#d9730d",
-        "log-prob pass": "#d9730d",
-        "pass": "#d9730d",
-        "GAE": "#6b6b6b",
-    }
-    for axis, (key, title) in zip(axes, titles.items(), strict=True):
-        for name in next(iter(found[key].values())):
-            bound = name.endswith(" bound")
-            colour = colours[name.removesuffix(" bound")]
-            x, y = list(found[key]), [point[name] for point in found[key].values()]
-            axis.loglog(
-                x, y, "--" if bound else "o-", color=colour, label=f"{name[:-6]}: roofline" if bound else name
-            )
-        axis.set(xlabel=title, ylabel="tokens per second")
+def draw(found: dict[str, Any], folder: Path) -> None:
+    """One figure a panel, rooflines dashed in the colour of what they bound."""
+    for panel, title in TITLES.items():
+        figure, axis = plt.subplots(figsize=(5.5, 4), layout="constrained")
+        x, points = list(found[panel]), list(found[panel].values())
+        for name in points[0]["measured"]:
+            axis.loglog(x, [p["measured"][name] for p in points], "o-", color=COLOURS[name], label=name)
+        for name in points[0]["roofline"]:
+            line = [p["roofline"][name] for p in points]
+            axis.loglog(x, line, "--", color=COLOURS[name], label=f"{name}: roofline")
+        axis.set(xlabel=title, ylabel="tokens per CPU-second")
         axis.grid(alpha=0.2)
-        axis.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+        axis.legend(frameon=False, fontsize=8)
+        figure.savefig(folder / f"speed_{panel}.png", dpi=120)
+        plt.close(figure)
 
 
-def main() -> None:
-    """Measure, draw, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `scaling`."""
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "SmolLM2-135M-Instruct")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--figures", type=Path, default=ROOT / "docs" / "figures", help="folder of the figures"
     )
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--figure", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    found = measure()
-    print(json.dumps(found, indent=1))
-    if arguments.json is not None:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if arguments.figure is not None:
-        draw(found, arguments.figure)
 
 
-if __name__ == "__main__":
-    main()
+def scaling(arguments: argparse.Namespace) -> None:
+    """Measure, draw, and write the numbers beside the figures."""
+    torch.set_num_threads(arguments.threads)
+    found = measure(arguments.model)
+    for panel in TITLES:
+        for x, point in found[panel].items():
+            shares = {
+                name: f"{point['measured'][name] / bound:.0%}" for name, bound in point["roofline"].items()
+            }
+            print(panel, x, {k: round(v) for k, v in point["measured"].items()}, "of the roofline:", shares)
+    arguments.figures.mkdir(parents=True, exist_ok=True)
+    draw(found, arguments.figures)
+    record = {**provenance(), "torch": torch.__version__, "threads": arguments.threads, **found}
+    text = json.dumps(record, indent=1) + "\n"
+    (arguments.figures / "speed_scaling.json").write_text(text, encoding="utf-8")

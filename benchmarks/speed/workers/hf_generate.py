@@ -27,5 +27,6 @@ for _ in range(job["warmup"] + job["steps"]):
         pad_token_id=0,
     )
     assert out.shape[1] == inputs["input_ids"].shape[1] + job["new_tokens"], "a response ended early"
+    assert model.generation_config.eos_token_id is None, "a token can end a response"
     watch.mark()
 watch.report(job, ["transformers", "torch"])

@@ -25,9 +25,14 @@ def begin() -> dict[str, Any]:
     return job
 
 
-def even(completion_ids: list[list[int]]) -> list[float]:
-    """A reward that costs nothing: the share of even token ids."""
-    return [sum(i % 2 == 0 for i in ids) / len(ids) for ids in completion_ids]
+def even(texts: list[str]) -> list[float]:
+    """A reward that costs next to nothing: the share of characters with an even code.
+
+    The same in every worker; it must differ between responses, or there is nothing to learn from.
+    """
+    rewards = [sum(code % 2 == 0 for code in text.encode()) / max(len(text.encode()), 1) for text in texts]
+    assert len(set(rewards)) > 1 or len(texts) == 1, "the reward is the same for every response"
+    return rewards
 
 
 def tokenizer_of(job: dict[str, Any], *, endless: bool = True, **settings: Any) -> Any:
@@ -46,7 +51,8 @@ def tokenizer_of(job: dict[str, Any], *, endless: bool = True, **settings: Any) 
 
 
 def never_ending(model: Any, tokenizer: Any) -> Any:
-    """The model, told the tokenizer's end token; its generation settings would name its own."""
+    """The model, told the tokenizer's end token, which it cannot draw; its settings would name its own."""
+    assert tokenizer.eos_token_id >= model.config.vocab_size, "the end token can be drawn"
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model
 

@@ -13,7 +13,7 @@ watch, rows = Stopwatch(), len(job["prompts"]) * job["group"]
 
 def reward(completions, completion_ids, **columns):
     assert {len(ids) for ids in completion_ids} == {job["new_tokens"]}, "a response ended early"
-    return even(completion_ids)
+    return even(completions)
 
 
 class Marks(TrainerCallback):
@@ -52,5 +52,6 @@ trainer = GRPOTrainer(
     callbacks=[Marks()],
 )
 trainer._generate = watch.timed("generate", trainer._generate)
+trainer._calculate_rewards = watch.timed("score", trainer._calculate_rewards)
 trainer.train()
 watch.report(job, ["trl", "transformers", "torch"])

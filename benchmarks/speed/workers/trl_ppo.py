@@ -64,6 +64,7 @@ def checked(*args, **kwargs):
     return responses, logits
 
 
+ppo.ppo_trainer.get_reward = watch.timed("values and score", ppo.ppo_trainer.get_reward)
 ppo.ppo_trainer.batch_generation = watch.timed("generate", checked)
 trainer = ppo.PPOTrainer(
     args=config,

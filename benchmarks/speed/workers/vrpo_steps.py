@@ -1,14 +1,19 @@
 """Training steps of vrpo, with the settings the job gives."""
 
 import tempfile
+import time
+from types import SimpleNamespace
 
-from shared import Stopwatch, begin, tokenizer_of
+from shared import Stopwatch, begin, even, tokenizer_of
 
 job = begin()
 
 import vrpo  # noqa: E402
 from vrpo.models import Policy  # noqa: E402
+from vrpo.train import clock  # noqa: E402
 from vrpo.train.progress import Quiet  # noqa: E402
+
+clock.time = SimpleNamespace(perf_counter=time.process_time)  # phases in processor seconds, as in the peers
 
 # no token ends a response: as in the peers, whose tokenizers get an end token that the model lacks
 Policy.eos_token_ids = property(lambda self: frozenset([2**40]))
@@ -16,9 +21,8 @@ watch = Stopwatch()
 count, steps = len(job["prompts"]) * job["group"], job["warmup"] + job["steps"]
 
 
-def even(prompts, completions, **columns):
-    """A reward that costs nothing."""
-    return [float(len(text) % 2 == 0) for text in completions]
+def reward(prompts, completions, **columns):
+    return even(completions)
 
 
 class Marks(Quiet):
@@ -26,7 +30,9 @@ class Marks(Quiet):
         watch.mark()
 
     def step(self, step, metrics):
-        assert metrics["completions/mean_length"] == job["new_tokens"], "a response ended early"
+        lengths = {metrics["completions/mean_length"], metrics["completions/max_length"]}
+        assert lengths == {job["new_tokens"]}, "a response ended early"
+        assert metrics["policy/grad_norm"] > 0, "the policy has nothing to learn from"
         watch.mark({k.removeprefix("time/"): v for k, v in metrics.items() if k.startswith("time/")})
 
 
@@ -51,8 +57,11 @@ def settings() -> dict:
     }
     for key, value in job.get("settings", {}).items():
         section, _, name = key.rpartition(".")
-        if not (grpo and section == "critic"):
-            base[section][name] = value
+        if not (grpo and section.startswith("critic")):
+            place = base
+            for part in section.split("."):
+                place = place.setdefault(part, {})
+            place[name] = value
     return base
 
 
@@ -60,7 +69,7 @@ with tempfile.TemporaryDirectory(dir=job["scratch"]) as folder:
     trainer = vrpo.Trainer(
         model=job["model"],
         processing_class=tokenizer_of(job, endless=False),
-        reward_funcs=even,
+        reward_funcs=reward,
         train_dataset=[{"prompt": prompt} for prompt in job["prompts"]],
         eval_dataset=[{"prompt": job["prompts"][0]}],
         config=vrpo.Config(**settings()),
