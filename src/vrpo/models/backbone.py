@@ -94,7 +94,7 @@ def _read_after_prompts(
     """As `_read_rows`, but a row's states begin with the one at the last token of its prompt."""
     cache = DynamicCache(config=backbone.config.get_text_config(decoder=True))
     ids = input_ids[prompts.first, : int(prompts.lengths.max())]
-    read = backbone(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+    read = backbone(input_ids=ids, **with_cache(backbone, cache)).last_hidden_state
     last = read[torch.arange(len(read), device=read.device), prompts.lengths - 1]
     starts, parts, total = torch.zeros_like(lengths), [], 0
     responses = lengths - prompts.lengths[prompts.of_row]
@@ -126,7 +126,7 @@ def _continue(
         columns = torch.arange(width + ids.shape[1], device=lengths.device)
         mask = (columns < lengths[:, None]) | (columns >= width)
     return backbone(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=own, use_cache=True
+        input_ids=ids, attention_mask=mask, position_ids=positions, **with_cache(backbone, own)
     ).last_hidden_state
 
 
@@ -157,7 +157,7 @@ def shared_limit(backbone: Any, *, vocabulary: int) -> int:
     The cache must keep keys and values and nothing else, the states of a short trial must agree, and a sequence
     must end before a sliding window would bite.
     """
-    why = None if keeps_keys_only(backbone) else "it keeps more than keys and values between tokens"
+    why = why_no_cache(backbone)
     if why is None and not _ways_agree(backbone, vocabulary):
         why = "reading a prompt once for all its responses gives other states than reading it with each"
     if why is None:
@@ -168,13 +168,31 @@ def shared_limit(backbone: Any, *, vocabulary: int) -> int:
     return 0
 
 
-def keeps_keys_only(backbone: Any) -> bool:
-    """Whether the model's forward pass takes a cache, made of attention layers only (sliding windows among them)."""
+def cache_argument(model: Any) -> str | None:
+    """What the forward pass calls its keys and values; None where it takes none. `transformers` 5.24 renamed it."""
+    parameters = inspect.signature(model.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in parameters), None)
+
+
+def with_cache(model: Any, cache: Any) -> dict[str, Any]:
+    """The arguments that hand `cache` to a forward pass that takes one."""
+    name = cache_argument(model)
+    assert name is not None, "why_no_cache comes first"
+    return {name: cache, "use_cache": True}
+
+
+def why_no_cache(backbone: Any) -> str | None:
+    """Why keys and values alone do not carry this model from token to token; None when they do.
+
+    The cache must be made of attention layers only, sliding windows among them.
+    """
     parameters = inspect.signature(backbone.forward).parameters
-    if not {"past_key_values", "attention_mask", "use_cache"} <= set(parameters):
-        return False
-    # the exact types: subclasses carry recurrent state
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in _cache_layers(backbone))
+    if cache_argument(backbone) is None or not {"attention_mask", "use_cache"} <= set(parameters):
+        return "its forward pass takes no key-value cache"
+    # the exact types: subclasses carry recurrent state, which padding would enter
+    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in _cache_layers(backbone)):
+        return "it keeps more than keys and values between tokens"
+    return None
 
 
 def _ways_agree(backbone: Any, vocabulary: int) -> bool:

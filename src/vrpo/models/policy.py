@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vrpo.errors import ModelError
 from vrpo.functional import linear_logprobs_and_entropy
-from vrpo.models.backbone import autocast, shared_limit, states_at
+from vrpo.models.backbone import autocast, shared_limit, states_at, why_no_cache, with_cache
 from vrpo.models.lean import LeanModel, is_lean
 from vrpo.models.lm_head import LmHead, head_of
 from vrpo.types import SharedPrompts
@@ -181,15 +181,23 @@ class Policy(nn.Module):
         return empty.masked_scatter(mask, logp), empty.masked_scatter(mask, entropy)
 
     def next_token_logits(
-        self, input_ids: Int[Tensor, "B L"], last: Int[Tensor, " B"] | None = None, **inputs: Any
+        self,
+        input_ids: Int[Tensor, "B L"],
+        last: Int[Tensor, " B"] | None = None,
+        *,
+        cache: Any = None,
+        **inputs: Any,
     ) -> Float[Tensor, "B V"]:
         """fp32 logits of the token after position `last` of each row (None: after the final column).
 
         Args:
             input_ids: what the model reads now.
             last: [B] column index.
-            **inputs: passed on to the model (attention_mask, position_ids, past_key_values, use_cache).
+            cache: what the model has read before, to be gone on with and extended; None: nothing, and nothing is kept.
+            **inputs: passed on to the model (attention_mask, position_ids).
         """
+        model = self.backbone if self.runs_head_alone else self.causal_lm
+        inputs |= {"use_cache": False} if cache is None else with_cache(model, cache)
         with autocast(self.device, self.compute_dtype):
             if self.runs_head_alone:
                 states = self.backbone(input_ids=input_ids, **inputs).last_hidden_state
@@ -198,6 +206,11 @@ class Policy(nn.Module):
         rows = torch.arange(len(states), device=states.device)
         chosen = states[:, -1] if last is None else states[rows, last]
         return self.head.logits(chosen) if self.runs_head_alone else chosen.float()
+
+    @property
+    def why_no_cache(self) -> str | None:
+        """Why keys and values alone do not carry the model from token to token; None when they do."""
+        return why_no_cache(self.backbone)
 
     def lean_step(self, cache: Any) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
         """See `LivePolicy.lean_step`: there is one for Llama, Qwen 2 and Qwen 3 without adapters."""

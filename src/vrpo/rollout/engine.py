@@ -44,9 +44,22 @@ class LivePolicy(Protocol):
         ...
 
     def next_token_logits(
-        self, input_ids: Int[Tensor, "B L"], last: Int[Tensor, " B"] | None = None, **inputs: Any
+        self,
+        input_ids: Int[Tensor, "B L"],
+        last: Int[Tensor, " B"] | None = None,
+        *,
+        cache: Any = None,
+        **inputs: Any,
     ) -> Float[Tensor, "B V"]:
-        """fp32 logits of the token after position `last` of each row (None: after the final column)."""
+        """fp32 logits of the token after position `last` of each row (None: after the final column).
+
+        With `cache` the model goes on from what that holds, and extends it.
+        """
+        ...
+
+    @property
+    def why_no_cache(self) -> str | None:
+        """Why keys and values alone do not carry the model from token to token; None when they do."""
         ...
 
     def lean_step(self, cache: Any) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:

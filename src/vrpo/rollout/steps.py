@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from vrpo.rollout.cache import roomy_cache
 from vrpo.rollout.engine import LivePolicy
@@ -96,9 +94,7 @@ class CachedSteps:
 
     def _read(self, ids: Tensor, positions: Tensor) -> Tensor:
         inputs: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
-        return self._policy.next_token_logits(
-            ids, attention_mask=self._mask, past_key_values=self._cache, use_cache=True, **inputs
-        )
+        return self._policy.next_token_logits(ids, attention_mask=self._mask, cache=self._cache, **inputs)
 
 
 @final
@@ -138,7 +134,7 @@ class UncachedSteps:
 
     def _read(self) -> Tensor:
         # padded on the right, and the model is causal: no mask is needed
-        return self._policy.next_token_logits(self._ids, self._lengths - 1, use_cache=False)
+        return self._policy.next_token_logits(self._ids, self._lengths - 1)
 
 
 @torch.no_grad()
@@ -148,7 +144,7 @@ def steps_for(policy: LivePolicy) -> type[CachedSteps] | type[UncachedSteps]:
     The cache must be made of plain attention layers, and two prompts of different length must then get the
     logits that reading them whole gives.
     """
-    why = _why_no_cache(policy)
+    why = policy.why_no_cache
     if why is None and not _caches_agree(policy):
         why = "decoding with its cache gives other logits than reading the whole sequence"
     if why is None:
@@ -159,17 +155,6 @@ def steps_for(policy: LivePolicy) -> type[CachedSteps] | type[UncachedSteps]:
         why,
     )
     return UncachedSteps
-
-
-def _why_no_cache(policy: LivePolicy) -> str | None:
-    parameters = inspect.signature(policy.backbone.forward).parameters
-    if not {"past_key_values", "attention_mask", "use_cache"} <= set(parameters):
-        return "its forward pass takes no key-value cache"
-    layers = DynamicCache(config=policy.causal_lm.config.get_text_config(decoder=True)).layers
-    # the exact types: subclasses carry recurrent state, which left padding would enter
-    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
-        return "it keeps more than keys and values between tokens"
-    return None
 
 
 def _caches_agree(policy: LivePolicy) -> bool:
