@@ -16,9 +16,11 @@ from vrpo.cli import main
 from vrpo.config import Config, build, load
 from vrpo.config.presets import merge
 from vrpo.errors import CheckpointError, ConfigError, RewardError, VrpoError
+from vrpo.models.backbone import recomputes
 from vrpo.train import checkpoint
 from vrpo.train.catalogue import explain_metric
 from vrpo.train.progress import Quiet
+from vrpo.train.run import build_run, load_ingredients
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -482,3 +484,17 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on(tmp_path):
     run(config, tmp_path / "run", resume=True)
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
     assert same(weights(tmp_path / "run", 4), weights(tmp_path / "whole", 4))
+
+
+def test_how_passes_are_cut_and_what_they_keep_reaches_the_run(tmp_path):
+    """A resumed run would equal the whole one though these settings did nothing."""
+    settings = {"activation_checkpointing": True, "max_tokens_per_microbatch": 100}
+    for train, again in ({}, False), (settings, True):
+        config = small(train=train)
+        built = build_run(config, load_ingredients(config), out=tmp_path / str(again))
+        critic = built.learner.critic
+        assert recomputes(built.learner.policy.backbone) is again
+        assert recomputes(critic.features) is again
+        assert built.splitter.tokens == train.get("max_tokens_per_microbatch")
+        assert (built.splitter.shared_limit == 0) is again
+        built.close()

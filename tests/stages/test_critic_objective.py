@@ -196,7 +196,7 @@ def test_reference_selector_sees_the_language_model(make_policy):
         objective=objective,
         state=CriticState(),
         temperature=1.0,
-        split=Splitter(2, None, share=True),
+        split=Splitter(2, None, 1000),
     )
     _, entropy = policy.logprobs_and_entropy(
         batch.input_ids, batch.attention_mask, batch.mask, temperature=1.0
@@ -229,7 +229,7 @@ def test_values_do_not_depend_on_the_microbatch(make_policy):
             objective=objective,
             state=CriticState(),
             temperature=1.0,
-            split=Splitter(m, None, share=True),
+            split=Splitter(m, None, 1000),
         )[0]
         for m in (1, 3, 4)
     ]

@@ -25,7 +25,7 @@ def sizes(draw) -> Sizes:
 @settings(deadline=None, max_examples=200)
 @given(sizes=sizes(), rows=st.integers(1, 9), tokens=st.one_of(st.none(), st.integers(1, 200)))
 def test_every_row_once_within_the_limits(sizes, rows, tokens):
-    pieces = Splitter(rows, tokens, share=True).plan(sizes)
+    pieces = Splitter(rows, tokens, 1000).plan(sizes)
     assert sorted(row for piece in pieces for row in piece) == list(range(len(sizes.groups)))
     for piece in pieces:
         assert len(piece) <= rows
@@ -36,8 +36,8 @@ def test_tokens_read_by_hand():
     sizes = Sizes(np.array([4, 4, 2]), np.array([2, 5, 3]), np.array([0, 0, 1]))
     assert sizes.read([0, 1]) == 4 + 2 + 5
     assert sizes.read([0, 1, 2]) == 4 + 2 + 5 + 2 + 3
-    assert Splitter(9, 11, share=True).plan(sizes) == [[2, 0], [1]]
-    assert Splitter(9, 10, share=True).plan(sizes) == [[2], [0], [1]]
+    assert Splitter(9, 11, 1000).plan(sizes) == [[2, 0], [1]]
+    assert Splitter(9, 10, 1000).plan(sizes) == [[2], [0], [1]]
 
 
 @pytest.mark.parametrize("share", [False, True])
@@ -65,7 +65,7 @@ def test_padding_is_below_five_percent_of_a_gsm8k_like_minibatch(make_policy, se
         lambda _, ids, out: read.append(ids[0].numel())
     )
     needed = 0
-    splitter = Splitter(128, 4096, share=share)
+    splitter = Splitter(128, 4096, 1000 * share)
     for piece in splitter.plan(Sizes.of(batch, share=share)):
         needed += Sizes.of(batch, share=share).read(piece)
     for _, micro in splitter(batch):
@@ -92,8 +92,20 @@ def test_buckets_hold_every_row_once_and_little_padding():
 
 def test_pieces_are_trimmed_and_named():
     batch = make_batch((3, 1, 2, 1), groups=(0, 0, 1, 1))
-    pieces = list(Splitter(2, None, share=True)(batch))
+    pieces = list(Splitter(2, None, 1000)(batch))
     assert sorted(torch.cat([rows for rows, _ in pieces]).tolist()) == [0, 1, 2, 3]
     for rows, piece in pieces:
         assert piece.sample_ids == tuple(batch.sample_ids[i] for i in rows.tolist())
         assert piece.input_ids.shape[1] == int(batch.attention_mask[rows].sum(dim=1).max())
+
+
+@pytest.mark.parametrize("limit", [0, 5, 1000], ids=["never shared", "longer than the window", "shared"])
+def test_the_token_bound_holds_for_what_is_really_read(limit):
+    """Prompts count with every row wherever the models read whole rows."""
+    batch = make_batch((3, 2, 3, 1), prompt=4, groups=(0, 0, 0, 0))
+    pieces = [piece for _, piece in Splitter(9, 14, limit)(batch)]
+    shared = batch.input_ids.shape[1] <= limit
+    for piece in pieces:
+        responses = int(piece.attention_mask.sum()) - 4 * len(piece)
+        assert responses + 4 * (1 if shared else len(piece)) <= 14
+    assert len(pieces) == (1 if shared else 2)

@@ -15,11 +15,11 @@ from vrpo.train.microbatches import Splitter
 from vrpo.train.optim import adamw, schedule
 from vrpo.train.update import Paused, UpdateStats, update
 
-ONE = Splitter(1, None, share=True)
+ONE = Splitter(1, None, 1000)
 SETTINGS = {
     "epochs": 1,
     "minibatch": 4,
-    "split": Splitter(2, None, share=True),
+    "split": Splitter(2, None, 1000),
     "max_grad_norm": 1.0,
     "seed": 0,
     "labels": ("policy", 1),
@@ -57,7 +57,7 @@ def test_the_step_does_not_depend_on_the_microbatch(make_policy, microbatch):
             optimizer,
             batch,
             policy_loss(policy, Ppo(PpoConfig())),
-            **SETTINGS | {"split": Splitter(size, None, share=True)},
+            **SETTINGS | {"split": Splitter(size, None, 1000)},
         )
         weights.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
     moved = (weights[0] - torch.cat([p.detach().flatten() for p in start.parameters()])).abs().max()
@@ -149,7 +149,7 @@ def test_a_loss_that_is_not_finite_makes_no_step_even_with_a_finite_gradient():
         optimizer,
         make_batch(),
         lambda *_: (weight + float("inf"), {}),
-        **SETTINGS | {"split": Splitter(4, None, share=True)},
+        **SETTINGS | {"split": Splitter(4, None, 1000)},
     )
     assert (stats.skipped, weight.item()) == (1, 1.0)
 

@@ -115,8 +115,8 @@ class CriticConfig(Strict):
     """The value model: its own copy of the backbone, a head, and its own optimizer."""
 
     trunk: Literal["own", "policy"] = "own"
-    """`own`: a backbone that the critic trains. `policy`: the policy's hidden states, detached; only the head learns, for
-    little more than GRPO's time and memory."""
+    """`own`: a backbone that the critic trains. `policy`: the policy's hidden states, detached; only the head learns: no
+    second backbone in memory, and a shorter step."""
     layers: int | None = Field(None, ge=1)
     """Layers the critic's own backbone keeps, from the bottom. null: all."""
     path: str | None = None

@@ -75,7 +75,7 @@ class TrainConfig(Strict):
     """Tokens a forward-backward pass reads, at most, each prompt counted once; a longer sequence goes alone. null: no
     limit."""
     activation_checkpointing: bool = False
-    """Keep one hidden state a layer and compute the rest again in the backward pass: about a third more time, and prompts
+    """Keep one hidden state a layer and compute the rest again in the backward pass: one more forward pass, and prompts
     are read with each response. For when even one sequence does not fit."""
     epochs: int = Field(1, ge=1)
     """Passes of the policy over each step's data."""

@@ -35,7 +35,7 @@ from vrpo.train.files import flush_file, flush_folder, replace_file, storing
 from vrpo.train.prepared import Prepared, load_prepared
 
 FORMAT = 3
-"""Version of the layout above. 1 had no paused steps and no controllers."""
+"""Version of the layout above. 1 had no paused steps and no controllers; in 2 a paused batch had no prompt lengths."""
 
 PAUSED = "paused"
 SCRATCH = ".scratch-"

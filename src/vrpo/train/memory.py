@@ -2,7 +2,7 @@
 
     peak = what is there all the time + the larger of what sampling and what learning take on top
 
-Counted for the Llama family in plain PyTorch; `benchmarks/memory.py` compares with measured peaks.
+Counted for the Llama family in plain PyTorch; `benchmarks/memory.py` and `smoke/test_memory.py` compare with measured peaks.
 """
 
 import resource
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from vrpo.config import Config
-from vrpo.functional.chunked_head import CHUNK_LOGITS, rows_of_a_chunk
+from vrpo.functional.chunked_head import rows_of_a_chunk
 from vrpo.train.shape import ModelShape, adapter_parameters, uses_reference
 
 FP32 = 4
@@ -42,7 +42,7 @@ class MemoryPlan:
 
 
 def memory_plan(config: Config, shape: ModelShape, *, prompt_tokens: int) -> MemoryPlan:
-    """What a run of `config` takes, in fp32.
+    """What a run of `config` takes, in fp32 on a CPU; a GPU holds all but the libraries.
 
     Args:
         config: the run.
@@ -73,11 +73,11 @@ def memory_plan(config: Config, shape: ModelShape, *, prompt_tokens: int) -> Mem
         "logits of a step": LOGIT_COPIES * FP32 * rows * shape.vocabulary,
     }
     tokens, counted = _microbatch(config, prompt_tokens)
-    logits = min(counted, rows_of_a_chunk(shape.vocabulary)) * shape.vocabulary
+    rows_of_logits = min(counted, rows_of_a_chunk(shape.vocabulary))
     learning = {
         "gradients": FP32 * max(policy_trained, critic_trained),
         "activations of a microbatch": FP32 * tokens * _activations(config, shape, prompt_tokens),
-        "logits of a chunk": LOGIT_COPIES * FP32 * min(logits, max(CHUNK_LOGITS, 64 * shape.vocabulary)),
+        "logits of a chunk": LOGIT_COPIES * FP32 * rows_of_logits * shape.vocabulary,
         "gradient of the head": FP32 * shape.embedding,
     }
     return MemoryPlan(

@@ -48,12 +48,13 @@ class Splitter:
     """Sequences of a piece, at most."""
     tokens: int | None
     """Tokens a pass over a piece reads, at most; a longer sequence goes alone. None: no limit."""
-    share: bool
-    """Whether the models read a prompt once for all its responses."""
+    shared_limit: int
+    """Longest sequence for which the models read a prompt once for all its responses; 0: they never do."""
 
     def __call__(self, batch: Batch) -> Iterator[tuple[torch.Tensor, Batch]]:
         """Pieces of a batch of at least one sequence."""
-        for piece in self.plan(Sizes.of(batch, share=self.share)):
+        share = batch.input_ids.shape[1] <= self.shared_limit
+        for piece in self.plan(Sizes.of(batch, share=share)):
             index = torch.tensor(piece, device=batch.input_ids.device)
             yield index, batch.select(index)
 

@@ -79,10 +79,11 @@ class Run:
     @property
     def splitter(self) -> Splitter:
         """Cuts batches into passes of the size the configuration allows."""
-        train = self.config.train
-        return Splitter(
-            train.microbatch, train.max_tokens_per_microbatch, share=self.learner.policy.shared_limit > 0
-        )
+        train, critic = self.config.train, self.learner.critic
+        limit = min(model.shared_limit for model in (self.learner.policy, critic) if model is not None)
+        # activations that are computed again take no cache, so that every row is read whole
+        limit = 0 if train.activation_checkpointing else limit
+        return Splitter(train.microbatch, train.max_tokens_per_microbatch, limit)
 
     def evaluate(self) -> EvalResult:
         """Clean accuracy of the weights as they are now on the held-out prompts."""
