@@ -8,7 +8,10 @@ import pytest
 import transformers
 
 from tests.conftest import tiny_tokenizer
+from vrpo.config import Config
 from vrpo.models.loading import seeded
+from vrpo.train.memory import memory_plan
+from vrpo.train.shape import ModelShape
 
 RUN = """
 import json, sys
@@ -98,3 +101,40 @@ def test_the_plan_is_within_a_fifth_of_the_peak(folder, tmp_path, name):
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["plan"] == pytest.approx(found["peak"], rel=0.2), {k: v / 2**30 for k, v in found.items()}
+
+
+SHAPE = ModelShape(
+    parameters=1000,
+    embedding=200,
+    layers=4,
+    hidden=10,
+    feed_forward=30,
+    vocabulary=20,
+    query_width=10,
+    kv_width=5,
+    tied=True,
+)
+
+
+def planned(**changes):
+    base = {"model": {"path": "x"}, "rollout": {"num_generations": 8, "max_completion_length": 40}}
+    return memory_plan(Config(**base | changes), SHAPE, prompt_tokens=32)
+
+
+def test_what_is_counted_by_hand():
+    """The parts that are too small beside the libraries for a measured peak to judge."""
+    grpo = planned(algorithm="grpo", critic=None).lasting
+    assert (grpo["policy weights"], grpo["policy moments"]) == (4000, 8000)
+    assert not grpo.keys() & {"critic weights", "reference weights"}
+    assert (
+        planned(algorithm={"type": "grpo", "kl_coef": 0.1}, critic=None).lasting["reference weights"] == 4000
+    )
+    # half of the layers: the embedding, and half of the other 800
+    half = planned(algorithm="ppo", critic={"layers": 2}).lasting
+    assert (half["critic weights"], half["critic moments"]) == (2400, 4800)
+    assert "critic weights" not in planned(algorithm="ppo", critic={"trunk": "policy"}).lasting
+    assert planned(algorithm="vrpo").lasting["frozen language-model head"] == 800
+    # keys and values of 4 layers, 5 numbers each, 256 rows of 72 tokens
+    assert planned(algorithm="vrpo").sampling["KV cache"] == 2 * 4 * 4 * 5 * 256 * 72
+    # one network is updated at a time
+    assert planned(algorithm="ppo").learning["gradients"] == 4000
