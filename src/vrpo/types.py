@@ -8,8 +8,8 @@ before token t; token t is chosen in s_t; r_t is paid for token t; v_t = V(s_t) 
 token t exists; `bootstrap` is V after the last token. A mask is True where a position counts.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -158,6 +158,11 @@ class Batch:
     """v_t of the critic before the update, fp32; None without a critic."""
     bootstrap: Float[Tensor, " B"] | None = None
     """V after the last token, fp32; what it is used for is the algorithm's truncation rule."""
+    features: Float[Tensor, "B L F"] | None = None
+    """What the frozen model's uncertainty says in each state (`uncertainty_features`): column t once position t is read;
+    None when nothing needs it."""
+    denoised: Float[Tensor, " B"] | None = None
+    """The reward the policy learns from instead of `scores`, in the same units; None without a denoiser at work."""
     selected_entropy: Bool[Tensor, "B T"] | None = None
     """S_H, the tokens of the semantic entropy loss; None when it is off."""
     selected_nll: Bool[Tensor, "B T"] | None = None
@@ -175,6 +180,11 @@ class Batch:
         return int(self.mask.sum())
 
     @property
+    def policy_scores(self) -> Tensor:
+        """[B] The reward the policy learns from: denoised where that is done, else the seen one."""
+        return self.scores if self.denoised is None else self.denoised
+
+    @property
     def shared_prompts(self) -> SharedPrompts | None:
         """Which sequences answer the same prompt; None when each has its own."""
         return SharedPrompts.of(self.group_ids, self.prompt_lengths)
@@ -188,7 +198,7 @@ class Batch:
             if name == "sample_ids":
                 chosen[name] = tuple(value[i] for i in rows.tolist())
             elif isinstance(value, Tensor):
-                columns = length if name in ("input_ids", "attention_mask") else length - 1
+                columns = length if name in ("input_ids", "attention_mask", "features") else length - 1
                 chosen[name] = value[rows] if value.dim() == 1 else value[rows, :columns]
             else:
                 chosen[name] = value
@@ -198,6 +208,37 @@ class Batch:
         """A copy with some fields set: how a later stage adds what it computed."""
         return replace(self, **changes)
 
+
+def join(parts: Sequence[Batch]) -> Batch:
+    """The sequences of several batches in one, padded to the longest; group ids are renumbered, part by part.
+
+    Only what sampling and scoring gave is kept: of values, advantages and the like the parts may have different ones.
+    """
+    length = max(part.input_ids.shape[1] for part in parts)
+    columns: dict[str, Tensor] = {}
+    for name in SAMPLED:
+        pieces = [getattr(part, name) for part in parts]
+        if pieces[0].dim() == 2:
+            pieces = [
+                torch.nn.functional.pad(x, (0, length - part.input_ids.shape[1]))
+                for x, part in zip(pieces, parts, strict=True)
+            ]
+        columns[name] = torch.cat(pieces)
+    groups, first = [], 0
+    for part in parts:
+        numbers, of_row = part.group_ids.unique(return_inverse=True)
+        groups.append(of_row + first)
+        first += len(numbers)
+    names = tuple(name for part in parts for name in part.sample_ids)
+    return Batch(sample_ids=names, group_ids=torch.cat(groups), **columns)
+
+
+SAMPLED = tuple(
+    name
+    for name, f in Batch.__dataclass_fields__.items()
+    if f.default is MISSING and name not in ("sample_ids", "group_ids")
+)
+"""Fields of a batch that exist from collation on, one row per sequence."""
 
 Metrics = dict[str, float]
 """Metric name -> value, as written to metrics.jsonl."""

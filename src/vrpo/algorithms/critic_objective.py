@@ -91,8 +91,13 @@ class CriticObjective:
 
     @property
     def uses_reference(self) -> bool:
-        """Whether the frozen reference model takes part in the semantic losses."""
-        return self.config.semantic.mode == "kl_ref" or self.selects_by_reference
+        """Whether the frozen reference model takes part in the semantic losses or in the head's input."""
+        return self.config.semantic.mode == "kl_ref" or self.selects_by_reference or self.reads_features
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether the head reads the frozen language model's uncertainty."""
+        return self.config.features != "none"
 
     @property
     def selects_by_reference(self) -> bool:
@@ -174,10 +179,13 @@ class CriticObjective:
                 weight [V, d]; kl_ref only.
         """
         assert batch.targets is not None, "annotate comes first"
-        states = critic.states_at(
-            batch.input_ids, batch.attention_mask, pad(batch.mask, (0, 1)), batch.shared_prompts
+        at = pad(batch.mask, (0, 1))
+        states = critic.states_at(batch.input_ids, batch.attention_mask, at, batch.shared_prompts)
+        output = critic.forward_tokens(
+            states,
+            self._noise(critic, batch, noise_labels),
+            None if batch.features is None else batch.features[at],
         )
-        output = critic.forward_tokens(states, self._noise(critic, batch, noise_labels))
         values = torch.zeros_like(batch.old_logp).masked_scatter(batch.mask, output.values)
         mse = value_mse_loss(
             values,

@@ -32,7 +32,9 @@ class Grpo:
         The KL is part of the loss, so `kl_coef` changes nothing here.
         """
         counts = batch.mask.any(dim=1)  # neither missing nor masked for truncation
-        advantage = group_advantages(batch.scores, batch.group_ids, scale=self.config.scale, valid=counts)
+        advantage = group_advantages(
+            batch.policy_scores, batch.group_ids, scale=self.config.scale, valid=counts
+        )
         tokens = torch.where(batch.mask, advantage[:, None], torch.zeros_like(batch.old_logp))
         return batch.with_(advantages=tokens)
 

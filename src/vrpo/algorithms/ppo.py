@@ -13,7 +13,14 @@ from torch import Tensor
 from vrpo.algorithms.base import Sums
 from vrpo.algorithms.surrogate import clipped_surrogate
 from vrpo.config.learning import PpoConfig
-from vrpo.functional import adaptive_kl_coef, gae, kl_estimate, length_adaptive_lambda, masked_whiten
+from vrpo.functional import (
+    adaptive_kl_coef,
+    gae,
+    kl_estimate,
+    length_adaptive_lambda,
+    masked_whiten,
+    token_rewards,
+)
 from vrpo.types import Batch
 
 
@@ -31,16 +38,23 @@ class Ppo:
         """A_t = GAE(lam), whitened over the step; R_t = GAE(lam_value) + v_t."""
         config = self.config
         assert batch.values is not None and batch.bootstrap is not None, "the critic's values come first"
-        rewards = self._penalised(batch, kl_coef)
+        penalty = self._penalty(batch, kl_coef)
         # a response that ended has nothing after it; one that was cut may be worth V of where it was cut
         cut = batch.truncated if config.truncation == "bootstrap" else torch.zeros_like(batch.truncated)
         bootstrap = torch.where(cut, batch.bootstrap, torch.zeros_like(batch.bootstrap))
         lam: float | Tensor = config.lam
         if config.length_adaptive_alpha is not None:
             lam = length_adaptive_lambda(batch.mask.sum(dim=1), alpha=config.length_adaptive_alpha)
-        advantages, _ = gae(rewards, batch.values, bootstrap, batch.mask, gamma=config.gamma, lam=lam)
+        # the policy learns from the denoised reward, where there is one; the critic regresses on what was seen
+        paid = batch.rewards if batch.denoised is None else token_rewards(batch.denoised, batch.mask)
+        advantages, _ = gae(paid - penalty, batch.values, bootstrap, batch.mask, gamma=config.gamma, lam=lam)
         _, targets = gae(
-            rewards, batch.values, bootstrap, batch.mask, gamma=config.gamma, lam=config.lam_value
+            batch.rewards - penalty,
+            batch.values,
+            bootstrap,
+            batch.mask,
+            gamma=config.gamma,
+            lam=config.lam_value,
         )
         if config.whiten_advantages:
             advantages = masked_whiten(advantages, batch.mask, center=True)
@@ -66,10 +80,10 @@ class Ppo:
             num_tokens=num_tokens,
         )
 
-    def _penalised(self, batch: Batch, kl_coef: float) -> Tensor:
-        """r_t - kl_coef * KL_t on the tokens that count."""
+    def _penalty(self, batch: Batch, kl_coef: float) -> Tensor:
+        """kl_coef * KL_t on the tokens that count."""
         if not self.uses_reference:
-            return batch.rewards
+            return torch.zeros_like(batch.rewards)
         assert batch.ref_logp is not None, "the reference's log-probabilities come first"
         kl = kl_estimate(batch.old_logp, batch.ref_logp, kind=self.config.kl_estimator)
-        return batch.rewards - kl_coef * torch.where(batch.mask, kl, torch.zeros_like(kl))
+        return kl_coef * torch.where(batch.mask, kl, torch.zeros_like(kl))

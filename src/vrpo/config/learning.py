@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from vrpo.config.base import Strict
+from vrpo.config.rewards import NO_INFORMATION
 
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 Truncation = Literal["terminal", "bootstrap", "mask"]
@@ -123,6 +124,8 @@ class CriticConfig(Strict):
     """Start from this critic folder of an earlier run, or this model. null: a copy of the policy's initial model."""
     head: HeadConfig = ScalarHead()
     semantic: SemanticConfig = SemanticConfig()
+    features: Literal["none", "uncertainty"] = "none"
+    """`uncertainty`: the head also reads the frozen model's surprisals and entropies of the response so far."""
     warmup_steps: int = Field(10, ge=0)
     """Steps at the start in which only the critic learns: a cold critic must not be trusted."""
     epochs: int = Field(1, ge=1)
@@ -154,4 +157,38 @@ class CriticConfig(Strict):
                 "cliprange_value with a sampled bottleneck takes sampling noise for an update; "
                 "set head.sample: false or cliprange_value: null"
             )
+        return self
+
+
+class DenoiserConfig(Strict):
+    """Terminal denoiser: the policy learns from the posterior of the clean verdict instead of the seen one.
+
+    A second language model, a copy of the initial policy, learns from all past 0/1 rewards how likely each response is
+    the right one; what it believes and what was seen together make the reward."""
+
+    false_positive: UnitInterval | None = None
+    """rho+ = P(seen 1 | clean 0), if you know it. null: learned with the model."""
+    false_negative: UnitInterval | None = None
+    """rho- = P(seen 0 | clean 1), if you know it. null: learned with the model."""
+    learning_rate: float = Field(1e-6, gt=0.0)
+    """Peak learning rate of the second language model; it follows the policy's schedule."""
+    replay: int = Field(1, ge=0)
+    """Past responses it learns from in a step, as a multiple of the step's own."""
+    capacity: int = Field(16_384, ge=1)
+    """Past responses that are kept, the newest."""
+
+    @model_validator(mode="after")
+    def _rates_belong_together(self) -> "DenoiserConfig":
+        if (self.false_positive is None) != (self.false_negative is None):
+            raise ValueError(
+                f"false_positive={self.false_positive} and false_negative={self.false_negative}: one rate alone cannot be used; "
+                "give both, or neither to have them learned"
+            )
+        if self.false_positive is not None and self.false_negative is not None:
+            informativeness = 1.0 - self.false_positive - self.false_negative
+            if informativeness <= NO_INFORMATION:
+                raise ValueError(
+                    f"J = 1 - {self.false_positive:g} - {self.false_negative:g} = {informativeness:.2g}, and nothing can be learned "
+                    "from a reward with J <= 0; correct the rates or set `denoiser: null`"
+                )
         return self

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from vrpo.config.base import Strict
-from vrpo.config.learning import AlgorithmConfig, CriticConfig, GrpoConfig, PpoConfig
+from vrpo.config.learning import AlgorithmConfig, CriticConfig, DenoiserConfig, GrpoConfig, PpoConfig
 from vrpo.config.load import explain_validation
 from vrpo.config.presets import with_preset
 from vrpo.config.rewards import RewardsConfig
@@ -114,6 +114,8 @@ class Config(Strict):
     algorithm: AlgorithmConfig = PpoConfig(type="vrpo")
     critic: CriticConfig | None = None
     """null for algorithms without a critic."""
+    denoiser: DenoiserConfig | None = None
+    """null: the policy learns from the seen reward. For any algorithm, with 0/1 rewards."""
     train: TrainConfig = TrainConfig()
 
     def __init__(self, **data: Any) -> None:

@@ -23,14 +23,23 @@ from vrpo.functional.logprobs import (
     token_logprobs,
 )
 from vrpo.functional.masked import masked_mean, masked_sum, masked_var, masked_whiten
-from vrpo.functional.noise import debias_rewards, flip_rewards, length_bias, zscore
+from vrpo.functional.noise import (
+    debias_rewards,
+    flip_rewards,
+    length_bias,
+    posterior_rewards,
+    verdict_nll,
+    zscore,
+)
 from vrpo.functional.policy_losses import PolicyLoss, ppo_clip_loss
 from vrpo.functional.returns import length_adaptive_lambda, token_rewards
 from vrpo.functional.sampling import SampledTokens, sample_tokens
 from vrpo.functional.semantic import clamped_nll, ema, quantile_threshold, uncertain_tokens
+from vrpo.functional.uncertainty import UNCERTAINTY_FEATURES, uncertainty_features
 from vrpo.functional.value_losses import value_mse_loss
 
 __all__ = [
+    "UNCERTAINTY_FEATURES",
     "PolicyLoss",
     "SampledTokens",
     "adaptive_kl_coef",
@@ -56,6 +65,7 @@ __all__ = [
     "masked_sum",
     "masked_var",
     "masked_whiten",
+    "posterior_rewards",
     "ppo_clip_loss",
     "quantile_threshold",
     "reparameterise",
@@ -65,6 +75,8 @@ __all__ = [
     "token_logprobs",
     "token_rewards",
     "uncertain_tokens",
+    "uncertainty_features",
     "value_mse_loss",
+    "verdict_nll",
     "zscore",
 ]

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from vrpo.config.learning import CriticConfig
 from vrpo.config.run import LoraConfig
 from vrpo.errors import ModelError
+from vrpo.functional import UNCERTAINTY_FEATURES
 from vrpo.models.backbone import shared_limit, states_at
 from vrpo.models.depth import keep_layers
-from vrpo.models.heads import BottleneckHead, HeadOutput, ScalarHead, ValueHead, build_head
+from vrpo.models.heads import BottleneckHead, HeadOutput, InformedHead, ScalarHead, ValueHead, build_head
 from vrpo.models.loading import add_adapter, copy_adapter, load_backbone, resolve_path
 from vrpo.models.policy import Policy, frozen_head
 from vrpo.rng import stream_seed
@@ -229,9 +230,17 @@ class Critic(nn.Module):
                 prompts=prompts if input_ids.shape[1] <= self.shared_limit else None,
             )
 
-    def forward_tokens(self, hidden: Float[Tensor, "N d"], noise: Tensor | None) -> HeadOutput:
-        """Values and bottleneck KL of chosen tokens; noise [N, K] is standard normal, None takes the mean of z."""
-        return self.head(hidden, noise)
+    def forward_tokens(
+        self, hidden: Float[Tensor, "N d"], noise: Tensor | None, features: Tensor | None = None
+    ) -> HeadOutput:
+        """Values and bottleneck KL of chosen tokens.
+
+        Args:
+            hidden: value features, from `states_at`.
+            noise: [N, K], standard normal; None takes the mean of z.
+            features: [N, F] uncertainty features of the same states; read with `critic.features: uncertainty` alone.
+        """
+        return self.head(hidden, noise, features)
 
     def values_of(self, hidden: Float[Tensor, "B L d"]) -> Float[Tensor, "B L"]:
         """Mean-z values at every position, fp32."""
@@ -274,7 +283,8 @@ def _copy_of_backbone(policy: Policy) -> tuple[nn.Module, bool]:
 
 def _fresh_head(config: CriticConfig, width: int, seed: int) -> ValueHead:
     generator = torch.Generator().manual_seed(stream_seed(seed, "critic-head"))
-    return build_head(config.head, width, generator=generator)
+    features = 0 if config.features == "none" else len(UNCERTAINTY_FEATURES)
+    return build_head(config.head, width, generator=generator, features=features)
 
 
 def _hidden_size(backbone: Any) -> int:
@@ -283,6 +293,8 @@ def _hidden_size(backbone: Any) -> int:
 
 def _settings(head: ValueHead) -> dict[str, str | int]:
     match head:
+        case InformedHead():
+            return {**_settings(head.head), "features": head.branch.inner.in_features}
         case ScalarHead():
             kind = "scalar"
         case BottleneckHead():

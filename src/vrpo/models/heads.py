@@ -3,6 +3,7 @@
     scalar       V = w . h + b
     bottleneck   mean, logvar = W_e h (logvar clamped);  z = mean + exp(logvar / 2) eps;  V = MLP(z), K -> 4K (SiLU) -> 1
                  KL = sum_k 1/2 (mean^2 + var - logvar - 1)
+    + branch     V + MLP(uncertainty features of the frozen model), F -> 32 (SiLU) -> 1
 
 The bottleneck is the variational one of VRPO (arXiv:2508.03058); dimensions and initial values are ours
 (docs/algorithms/vrpo.md). Both heads compute in fp32 whatever the backbone runs in.
@@ -25,6 +26,10 @@ LOGVAR_RANGE = (-10.0, 4.0)
 LOGVAR_INIT_SCALE = 0.01
 """Factor on the initial rows that give logvar: sigma starts at 1, where the critic learns; starting it small
 leaves it overconfident."""
+
+
+BRANCH_WIDTH = 32
+"""Hidden units that read the frozen model's uncertainty: seven numbers need no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +56,10 @@ class ScalarHead(nn.Module):
         self.hidden_size = hidden_size
         self.output = _output_layer(hidden_size, generator)
 
-    def forward(self, hidden: Float[Tensor, "N d"], noise: Tensor | None) -> HeadOutput:
-        """Values of N tokens; there is no latent variable, so `noise` is not read."""
+    def forward(
+        self, hidden: Float[Tensor, "N d"], noise: Tensor | None, features: Tensor | None = None
+    ) -> HeadOutput:
+        """Values of N tokens; there is no latent variable, so `noise` is not read, nor are `features`."""
         with torch.autocast(hidden.device.type, enabled=False):
             values = self.output(hidden.float()).squeeze(-1)
         return HeadOutput(values, torch.zeros_like(values))
@@ -72,12 +79,18 @@ class BottleneckHead(nn.Module):
         with torch.no_grad():
             self.encoder.weight[latent_dim:] *= LOGVAR_INIT_SCALE
 
-    def forward(self, hidden: Float[Tensor, "N d"], noise: Float[Tensor, "N K"] | None) -> HeadOutput:
+    def forward(
+        self,
+        hidden: Float[Tensor, "N d"],
+        noise: Float[Tensor, "N K"] | None,
+        features: Tensor | None = None,
+    ) -> HeadOutput:
         """Values from one reparameterised sample of z, or from its mean when `noise` is None.
 
         Args:
             hidden: [N, d] features.
             noise: [N, K] standard normal draws.
+            features: not read.
         """
         with torch.autocast(hidden.device.type, enabled=False):
             mean, logvar = self.encoder(hidden.float()).chunk(2, dim=-1)
@@ -87,7 +100,56 @@ class BottleneckHead(nn.Module):
             return HeadOutput(values, gaussian_kl(mean, logvar))
 
 
-ValueHead = ScalarHead | BottleneckHead
+@final
+class UncertaintyBranch(nn.Module):
+    """F features -> 32 (SiLU) -> 1, starting at exactly 0: until it has learned it says nothing."""
+
+    def __init__(self, features: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.inner = _linear(features, BRANCH_WIDTH, generator)
+        self.output = nn.utils.skip_init(nn.Linear, BRANCH_WIDTH, 1)
+        with torch.no_grad():
+            self.output.weight.zero_()
+            self.output.bias.zero_()
+
+    def forward(self, features: Float[Tensor, "N F"]) -> Float[Tensor, " N"]:
+        """One number for each of N states."""
+        return self.output(nn.functional.silu(self.inner(features))).squeeze(-1)
+
+
+@final
+class InformedHead(nn.Module):
+    """Another head's value plus what the frozen model's uncertainty says: V = head(h) + branch(f)."""
+
+    def __init__(self, head: "ScalarHead | BottleneckHead", branch: UncertaintyBranch) -> None:
+        super().__init__()
+        self.head = head
+        self.branch = branch
+
+    @property
+    def hidden_size(self) -> int:
+        """d of the head."""
+        return self.head.hidden_size
+
+    @property
+    def latent_dim(self) -> int:
+        """K of the head."""
+        return self.head.latent_dim
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "N d"],
+        noise: Float[Tensor, "N K"] | None,
+        features: Float[Tensor, "N F"] | None = None,
+    ) -> HeadOutput:
+        """The head's values and KL; `features` are those of the same N states."""
+        assert features is not None, "a head with an uncertainty branch reads the batch's features"
+        output = self.head(hidden, noise)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return HeadOutput(output.values + self.branch(features), output.kl)
+
+
+ValueHead = ScalarHead | BottleneckHead | InformedHead
 
 
 def default_latent_dim(hidden_size: int) -> int:
@@ -95,15 +157,26 @@ def default_latent_dim(hidden_size: int) -> int:
     return min(max(hidden_size // 8, 16), 256)
 
 
-def build_head(config: learning.HeadConfig, hidden_size: int, *, generator: torch.Generator) -> ValueHead:
-    """The head named by `config` with fresh weights drawn from `generator` (CPU)."""
+def build_head(
+    config: learning.HeadConfig, hidden_size: int, *, generator: torch.Generator, features: int = 0
+) -> ValueHead:
+    """The head named by `config` with fresh weights drawn from `generator` (CPU).
+
+    Args:
+        config: the critic's head section.
+        hidden_size: d of the backbone.
+        generator: the CPU generator of the weights.
+        features: F, uncertainty features it reads besides; 0: none.
+    """
+    head: ScalarHead | BottleneckHead
     match config:
         case learning.ScalarHead():
-            return ScalarHead(hidden_size, generator=generator)
+            head = ScalarHead(hidden_size, generator=generator)
         case learning.BottleneckHead(latent_dim=latent_dim):
-            return BottleneckHead(
+            head = BottleneckHead(
                 hidden_size, latent_dim or default_latent_dim(hidden_size), generator=generator
             )
+    return InformedHead(head, UncertaintyBranch(features, generator=generator)) if features else head
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:

@@ -236,6 +236,10 @@ class Policy(nn.Module):
         frozen = copy.deepcopy(self, {id(self.tokenizer): self.tokenizer})
         return Reference(frozen.requires_grad_(False), shared=False)
 
+    def trainable_copy(self) -> "Policy":
+        """A second policy with the weights of this one as they are now, trained like it: all of it, or its adapter."""
+        return copy.deepcopy(self, {id(self.tokenizer): self.tokenizer})
+
     def save_pretrained(self, folder: str | Path) -> None:
         """An ordinary folder of safetensors and tokenizer files, for `AutoModelForCausalLM.from_pretrained`.
 

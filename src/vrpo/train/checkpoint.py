@@ -5,6 +5,7 @@
       critic/                        an ordinary folder of the backbone, plus value_head.safetensors
       policy_optimizer.safetensors   AdamW moments by parameter number
       critic_optimizer.safetensors
+      denoiser/                      where there is one: model/, an ordinary folder, and state.safetensors
       state.json                     step, policy version, critic state, controllers
       manifest.json                  SHA-256 of every other file; its presence says that the folder is whole
     checkpoints/paused/              the same after N steps and a part of the next, with that step's data
@@ -31,13 +32,16 @@ from vrpo.errors import CheckpointError
 from vrpo.models.critic import Critic
 from vrpo.models.policy import Policy
 from vrpo.models.weights import load_critic_weights, load_policy_weights
+from vrpo.train.denoising import Denoiser
 from vrpo.train.files import flush_file, flush_folder, replace_file, storing
+from vrpo.train.optim import load_optimizer_tensors, optimizer_tensors
 from vrpo.train.prepared import Prepared, load_prepared
 
-FORMAT = 3
-"""Version of the layout above. 1 had no paused steps and no controllers; in 2 a paused batch had no prompt lengths."""
+FORMAT = 4
+"""Version of the layout above. 1 had no paused steps and no controllers; in 2 a paused batch had no prompt lengths, in 3 no
+features and no denoised rewards."""
 
-PAUSED = "paused"
+PAUSED, DENOISER = "paused", "denoiser"
 SCRATCH = ".scratch-"
 """Start of the names of folders that are being written or deleted."""
 
@@ -53,11 +57,14 @@ class Learner:
     critic_state: CriticState
     kl_coef: float
     """Weight of the KL to the reference in force; moves under an adaptive controller only."""
+    denoiser: Denoiser | None = None
     step: int = 0
     """Steps completed."""
     policy_version: int = 0
     """Steps in which the policy's weights moved."""
-    skipped_in_a_row: dict[str, int] = field(default_factory=lambda: {"critic": 0, "policy": 0})
+    skipped_in_a_row: dict[str, int] = field(
+        default_factory=lambda: {"critic": 0, "denoiser": 0, "policy": 0}
+    )
     """Optimizer steps skipped since the last one made."""
 
 
@@ -89,10 +96,12 @@ def _write(folder: Path, learner: Learner, paused: Prepared | None) -> None:
     """Everything, flushed to the disk, with the manifest last."""
     folder.mkdir(parents=True)
     learner.policy.save_pretrained(folder / "policy")
-    save_file(_optimizer_tensors(learner.policy_optimizer), folder / "policy_optimizer.safetensors")
+    save_file(optimizer_tensors(learner.policy_optimizer), folder / "policy_optimizer.safetensors")
     if learner.critic is not None and learner.critic_optimizer is not None:
         learner.critic.save_pretrained(folder / "critic")
-        save_file(_optimizer_tensors(learner.critic_optimizer), folder / "critic_optimizer.safetensors")
+        save_file(optimizer_tensors(learner.critic_optimizer), folder / "critic_optimizer.safetensors")
+    if learner.denoiser is not None:
+        learner.denoiser.save(folder / DENOISER)
     if paused is not None:
         paused.save(folder)
     state = {
@@ -170,10 +179,12 @@ def restore(path: Path, learner: Learner) -> Prepared | None:
     try:
         state = read_state(path)
         load_policy_weights(learner.policy, path / "policy")
-        _restore_optimizer(learner.policy_optimizer, path / "policy_optimizer.safetensors")
+        load_optimizer_tensors(learner.policy_optimizer, load_file(path / "policy_optimizer.safetensors"))
         if learner.critic is not None and learner.critic_optimizer is not None:
             load_critic_weights(learner.critic, path / "critic")
-            _restore_optimizer(learner.critic_optimizer, path / "critic_optimizer.safetensors")
+            load_optimizer_tensors(learner.critic_optimizer, load_file(path / "critic_optimizer.safetensors"))
+        if learner.denoiser is not None:
+            learner.denoiser.load(path / DENOISER)
         learner.step = state["step"]
         learner.policy_version = state["policy_version"]
         learner.kl_coef = state["kl_coef"]
@@ -269,24 +280,6 @@ def _remove(path: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     path.rename(aside)
     shutil.rmtree(aside)
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{number}.{name}": torch.as_tensor(value).detach().cpu().contiguous().clone()
-        for number, moments in state.items()
-        for name, value in moments.items()
-    }
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(path).items():
-        number, name = key.split(".")
-        state.setdefault(int(number), {})[name] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _sha256(path: Path) -> str:

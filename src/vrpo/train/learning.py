@@ -1,15 +1,17 @@
-"""Stage 6 of a step: the critic's passes over the data, then the policy's.
+"""Stage 6 of a step: the critic's passes over the data, the denoiser's, then the policy's.
 
-Both can be paused between two micro-batches and gone on with: `Prepared.critic` and `Prepared.policy` say how
+All can be paused between two micro-batches and gone on with: `Prepared.critic`, `.denoiser` and `.policy` say how
 far they are. Nothing else of the learner than weights and optimizer moments changes here.
 """
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
 
 from vrpo.algorithms.base import Sums
 from vrpo.algorithms.critic_objective import Denominators
+from vrpo.train.denoising import Denoiser
 from vrpo.train.metrics import critic_update_metrics
 from vrpo.train.optim import schedule, set_learning_rate
 from vrpo.train.prepared import Prepared
@@ -47,6 +49,37 @@ def update_critic(run: Run, prepared: Prepared, *, pause: Callable[[], bool]) ->
         pause=pause,
     )
     return critic_update_metrics(stats, beta=beta, batch=batch)
+
+
+def update_denoiser(
+    run: Run, denoiser: Denoiser, prepared: Prepared, *, pause: Callable[[], bool]
+) -> Metrics:
+    """One pass of the denoiser over the step's responses and earlier ones."""
+    train, step = run.config.train, prepared.step
+    denoiser.set_learning_rate(denoiser.config.learning_rate * schedule(train, step=step - 1))
+
+    def loss(micro: Batch, whole: Batch, epoch: int) -> tuple[Tensor, Sums]:
+        return denoiser.loss(micro, responses=int(whole.mask.any(dim=1).sum()))
+
+    stats = update(
+        denoiser.optimizer,
+        denoiser.lesson(prepared.batch, step=step),
+        loss,
+        epochs=1,
+        minibatch=train.minibatch,
+        split=run.splitter,
+        max_grad_norm=train.max_grad_norm,
+        seed=train.seed,
+        labels=("denoiser", step),
+        stats=prepared.denoiser,
+        pause=pause,
+    )
+    responses = stats.sums["responses"]
+    return {
+        "loss/denoiser_avg": stats.sums["nll"] / responses if responses else math.nan,
+        "denoiser/grad_norm": stats.grad_norm,
+        "denoiser/skipped_updates": float(stats.skipped),
+    }
 
 
 def update_policy(run: Run, prepared: Prepared, *, pause: Callable[[], bool]) -> None:

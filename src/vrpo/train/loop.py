@@ -20,7 +20,7 @@ from vrpo.train import checkpoint
 from vrpo.train.clock import Clock
 from vrpo.train.files import finite
 from vrpo.train.folder import readable
-from vrpo.train.learning import update_critic, update_policy
+from vrpo.train.learning import update_critic, update_denoiser, update_policy
 from vrpo.train.memory import peak_bytes
 from vrpo.train.metrics import critic_metrics, policy_metrics, reward_metrics, rollout_metrics
 from vrpo.train.milestones import due, evaluate_if_due, save_whole_step, watch, write_worst_tokens
@@ -110,7 +110,8 @@ def _prepare(run: Run, step: int) -> Prepared:
         scored = run.rewards.score(rollouts, step=step)
     batch = to_device(collate(scored, pad_id=run.pad_id, truncation=config.algorithm.truncation), run.device)
 
-    # 4 values: the frozen reference and the critic read the sampled tokens, before any update
+    # 4 values: the frozen reference and the critic read the sampled tokens, before any update; the denoiser asks what
+    # the verdict was before the noise
     with clock.phase("values"):
         batch, critic_state = evaluate_batch(
             batch,
@@ -120,7 +121,11 @@ def _prepare(run: Run, step: int) -> Prepared:
             state=run.learner.critic_state,
             temperature=config.rollout.temperature,
             split=run.splitter,
+            with_features=run.reads_features,
         )
+        denoising: Metrics = {}
+        if run.learner.denoiser is not None:
+            batch, denoising = run.learner.denoiser.denoise(batch, split=run.splitter)
 
     # 5 advantages and value targets
     batch = run.algorithm.annotate(batch, kl_coef=run.learner.kl_coef)
@@ -141,11 +146,13 @@ def _prepare(run: Run, step: int) -> Prepared:
             **reward_metrics(batch, kl_coef=run.learner.kl_coef),
             **rollout_metrics(scored),
             **critic_metrics(batch),
+            **denoising,
         },
         rows=readable(scored),
         tokens=sum(s.rollout.num_actions for s in scored),
         critic_state=critic_state,
         critic=UpdateStats(skipped_in_a_row=skipped["critic"]),
+        denoiser=UpdateStats(skipped_in_a_row=skipped["denoiser"]),
         policy=UpdateStats(skipped_in_a_row=skipped["policy"]),
         clock=clock,
     )
@@ -159,20 +166,26 @@ def _learn(run: Run, prepared: Prepared, stop: StopRequest) -> Metrics:
     """
     learner, clock = run.learner, prepared.clock
 
-    # 6 losses and optimizer steps: the critic first, then the policy unless the critic is still warming up
+    # 6 losses and optimizer steps: the critic first, the denoiser, then the policy unless the critic is still warming up
     with clock.phase("critic"):
         learned = update_critic(run, prepared, pause=stop)
+    if learner.denoiser is not None:
+        with clock.phase("denoiser"):
+            learned |= update_denoiser(run, learner.denoiser, prepared, pause=stop)
     with clock.phase("policy"):
         update_policy(run, prepared, pause=stop)
 
     # what the next step starts from: everything but the weights changes here, at once
     learner.step = prepared.step
+    if learner.denoiser is not None:
+        learner.denoiser.remember(prepared.batch)
     learner.policy_version += bool(prepared.policy.grad_norms)
     learner.critic_state = replace(
         learner.critic_state, updates=learner.critic_state.updates + len(prepared.critic.grad_norms)
     )
     learner.skipped_in_a_row = {
         "critic": prepared.critic.skipped_in_a_row,
+        "denoiser": prepared.denoiser.skipped_in_a_row,
         "policy": prepared.policy.skipped_in_a_row,
     }
     learner.kl_coef = run.algorithm.next_kl_coef(

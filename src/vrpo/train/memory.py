@@ -20,6 +20,8 @@ FP32 = 4
 """Bytes of a number; weights, gradients, moments and, on a CPU, everything else."""
 LOADED_LATER = 100 * 2**20
 """What a run imports and keeps besides what a plan has loaded: model code, data sets, records."""
+REPLAY_BYTES = 18
+"""Of a token of a response that the denoiser keeps: its number, two masks, log-probability and reward."""
 LOGIT_COPIES = 4
 """Tensors of the size of the logits alive at once: logits, log p, p, gradient."""
 
@@ -64,6 +66,12 @@ def memory_plan(config: Config, shape: ModelShape, *, prompt_tokens: int) -> Mem
         lasting["critic moments"] = 2 * FP32 * critic_trained
         if critic.semantic.mode != "off":
             lasting["frozen language-model head"] = FP32 * shape.embedding
+    if config.denoiser is not None:
+        lasting["denoiser weights"] = FP32 * shape.parameters
+        lasting["denoiser moments"] = 2 * FP32 * policy_trained
+        lasting["denoiser replay"] = (
+            REPLAY_BYTES * config.denoiser.capacity * (prompt_tokens + config.rollout.max_completion_length)
+        )
     if uses_reference(config) and adapter_parameters(config, shape) is None:
         lasting["reference weights"] = FP32 * shape.parameters
     rows = min(config.rollout.batch_size, config.train.completions_per_step)

@@ -1,10 +1,10 @@
 """AdamW and learning-rate schedules."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vrpo.config.run import TrainConfig
 
@@ -53,3 +53,23 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
     """The parameters an optimizer moves, in its order."""
     for group in optimizer.param_groups:
         yield from group["params"]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The moments as "<parameter number>.<name>" -> copy on the CPU: what a safetensors file takes."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{name}": torch.as_tensor(value).detach().cpu().contiguous().clone()
+        for number, moments in state.items()
+        for name, value in moments.items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """What `optimizer_tensors` gave, back into the optimizer."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".")
+        state.setdefault(int(number), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -42,6 +42,8 @@ class Prepared:
     """The critic objective's memory after it has seen this batch."""
     critic: UpdateStats = field(default_factory=UpdateStats)
     """The critic's passes so far."""
+    denoiser: UpdateStats = field(default_factory=UpdateStats)
+    """The denoiser's pass so far."""
     policy: UpdateStats = field(default_factory=UpdateStats)
     """The policy's passes so far."""
     clock: Clock = field(default_factory=Clock)
@@ -62,6 +64,7 @@ class Prepared:
             "rows": self.rows,
             "tokens": self.tokens,
             "critic": self.critic.to_json(),
+            "denoiser": self.denoiser.to_json(),
             "policy": self.policy.to_json(),
             "seconds": self.clock.seconds,
         }
@@ -84,6 +87,7 @@ def load_prepared(folder: Path, critic_state: CriticState) -> Prepared:
         tokens=data["tokens"],
         critic_state=critic_state,
         critic=UpdateStats.from_json(data["critic"]),
+        denoiser=UpdateStats.from_json(data["denoiser"]),
         policy=UpdateStats.from_json(data["policy"]),
         clock=Clock(data["seconds"]),
     )

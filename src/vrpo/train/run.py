@@ -17,6 +17,7 @@ from vrpo.rollout import Engine, TorchEngine
 from vrpo.tasks import Task, build_task
 from vrpo.train import checkpoint
 from vrpo.train.checkpoint import Learner
+from vrpo.train.denoising import Denoiser
 from vrpo.train.evaluate import evaluate
 from vrpo.train.fit import check_fit
 from vrpo.train.folder import RunFolder
@@ -67,9 +68,16 @@ class Run:
     @property
     def reads_reference(self) -> bool:
         """Whether the reference's log-probabilities or entropies are needed, besides its hidden states."""
-        return self.algorithm.uses_reference or (
-            self.objective is not None and self.objective.selects_by_reference
+        return (
+            self.algorithm.uses_reference
+            or self.reads_features
+            or (self.objective is not None and self.objective.selects_by_reference)
         )
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether the critic's head reads the reference's uncertainty."""
+        return self.objective is not None and self.objective.reads_features
 
     @property
     def critic_warmup(self) -> int:
@@ -179,10 +187,13 @@ def _build(
     algorithm = build_algorithm(config.algorithm)
     engine = TorchEngine(policy, policy.tokenizer, config.rollout, seed=config.train.seed)
     critic, objective = _build_critic(config, policy, algorithm)
+    denoiser = _build_denoiser(config, policy)
     uses_reference = algorithm.uses_reference or (objective is not None and objective.uses_reference)
     reference = policy.reference() if uses_reference else None
     if config.train.activation_checkpointing:
         recompute_activations(policy.causal_lm)
+        if denoiser is not None:
+            recompute_activations(denoiser.model.causal_lm)
         if critic is not None and not critic.borrowed:
             recompute_activations(critic.features)
     changes = folder.open(
@@ -203,6 +214,7 @@ def _build(
         else adamw(critic, learning_rate=config.critic.learning_rate, weight_decay=config.train.weight_decay),
         critic_state=CriticState(),
         kl_coef=config.algorithm.kl_coef,
+        denoiser=denoiser,
     )
     run = Run(
         config=config,
@@ -260,6 +272,12 @@ def _build_critic(
     minibatches = config.train.completions_per_step // config.train.minibatch
     total = config.train.steps * config.critic.epochs * minibatches
     return critic, CriticObjective(config.critic, total_updates=total, seed=config.train.seed)
+
+
+def _build_denoiser(config: Config, policy: Policy) -> Denoiser | None:
+    if config.denoiser is None:
+        return None
+    return Denoiser(config.denoiser, policy, weight_decay=config.train.weight_decay, seed=config.train.seed)
 
 
 def _go_on(run: Run, resume: Resume) -> None:

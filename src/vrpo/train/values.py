@@ -8,6 +8,7 @@ from torch.nn.functional import pad
 
 from vrpo.algorithms.critic_objective import CriticObjective, CriticState, value_feature_uncertainty
 from vrpo.errors import NumericsError
+from vrpo.functional import uncertainty_features
 from vrpo.models.critic import Critic
 from vrpo.models.policy import Reference
 from vrpo.train.update import Split
@@ -24,8 +25,10 @@ def evaluate_batch(
     state: CriticState,
     temperature: float,
     split: Split,
+    with_features: bool = False,
 ) -> tuple[Batch, CriticState]:
-    """The batch with ref_logp, values, bootstrap and the semantic selection, as far as anything needs them.
+    """The batch with ref_logp, values, bootstrap, uncertainty features and the semantic selection, as far as anything
+    needs them.
 
     Args:
         batch: the step's samples.
@@ -35,25 +38,45 @@ def evaluate_batch(
         state: what the objective remembers.
         temperature: of the reference's log-probabilities.
         split: cuts the batch into forward passes; memory and time only.
+        with_features: something reads the reference's uncertainty features.
     """
     columns: dict[str, Tensor] = {}
-    bootstrap = torch.zeros_like(batch.scores)
     for rows, micro in split(batch):
         found: dict[str, Tensor] = {}
         if reference is not None:
-            found |= _read_reference(reference, micro, temperature=temperature, objective=objective)
+            found |= _read_reference(reference, micro, temperature=temperature)
+        if with_features:
+            features = uncertainty_features(found["ref_entropy"], -found["ref_logp"], micro.mask)
+            micro = micro.with_(features=features)  # noqa: PLW2901 (the same rows, with one field more)
+            found["features"] = features
         if critic is not None:
             found |= _read_critic(critic, micro, objective)
-            bootstrap[rows] = found.pop("bootstrap")
         for name, piece in found.items():
-            column = columns.setdefault(name, torch.zeros_like(batch.old_logp))
-            column[rows, : piece.shape[1]] = piece
-    batch = batch.with_(ref_logp=columns.get("ref_logp"), values=columns.get("values"))
-    if critic is not None:
-        batch = batch.with_(bootstrap=bootstrap)
-    if objective is not None and "entropy" in columns:
-        batch, state = objective.select(columns["entropy"], columns["nll"], batch, state)
+            _write(columns, name, piece, rows, batch)
+    chosen_by = columns.get("entropy"), columns.get("nll")
+    if objective is not None and objective.selects_by_reference:
+        chosen_by = columns["ref_entropy"], -columns["ref_logp"]
+    batch = batch.with_(
+        ref_logp=columns.get("ref_logp"),
+        values=columns.get("values"),
+        bootstrap=columns.get("bootstrap"),
+        features=columns.get("features"),
+    )
+    entropy, nll = chosen_by
+    if objective is not None and entropy is not None and nll is not None:
+        batch, state = objective.select(entropy, nll, batch, state)
     return batch, state
+
+
+def _write(columns: dict[str, Tensor], name: str, piece: Tensor, rows: Tensor, batch: Batch) -> None:
+    """Put what was found for some rows, trimmed to the longest of them, where it belongs in the whole batch."""
+    if name not in columns:
+        widest = {"bootstrap": (), "features": batch.input_ids.shape[1:]}.get(name, batch.mask.shape[1:])
+        columns[name] = piece.new_zeros(len(batch), *widest, *piece.shape[1 + len(widest) :])
+    if piece.dim() == 1:
+        columns[name][rows] = piece
+    else:
+        columns[name][rows, : piece.shape[1]] = piece
 
 
 def _read_critic(critic: Critic, micro: Batch, objective: CriticObjective | None) -> dict[str, Tensor]:
@@ -62,7 +85,7 @@ def _read_critic(critic: Critic, micro: Batch, objective: CriticObjective | None
     before = pad(micro.mask, (0, 1))
     at = before.scatter(1, last, True)
     states = critic.states_at(micro.input_ids, micro.attention_mask, at, micro.shared_prompts)
-    flat = critic.forward_tokens(states, None).values
+    flat = critic.forward_tokens(states, None, None if micro.features is None else micro.features[at]).values
     values = torch.zeros(at.shape, device=flat.device).masked_scatter(at, flat)
     _check_finite(values, micro)
     found = {
@@ -87,9 +110,8 @@ def _check_finite(values: Tensor, micro: Batch) -> None:
         )
 
 
-def _read_reference(
-    reference: Reference, micro: Batch, *, temperature: float, objective: CriticObjective | None
-) -> dict[str, Tensor]:
+def _read_reference(reference: Reference, micro: Batch, *, temperature: float) -> dict[str, Tensor]:
+    """The frozen model's log-probabilities and entropies of the tokens that count [b, t]."""
     logp, entropy = reference.logprobs_and_entropy(
         micro.input_ids,
         micro.attention_mask,
@@ -97,9 +119,7 @@ def _read_reference(
         temperature=temperature,
         prompts=micro.shared_prompts,
     )
-    if objective is None or not objective.selects_by_reference:
-        return {"ref_logp": logp}
-    return {"ref_logp": logp, "entropy": entropy, "nll": -logp}
+    return {"ref_logp": logp, "ref_entropy": entropy}
 
 
 @dataclass(frozen=True, slots=True)

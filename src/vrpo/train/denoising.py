@@ -1,0 +1,218 @@
+"""The terminal denoiser: what the verdict on a response most likely was before the noise.
+
+    q(x, y)       = prod_t p_v(y_t | x, y_<t)                  belief: a second language model's likelihood of the response
+    P(seen = 1)   = rho+ + J q,   J = 1 - rho+ - rho-          what it is trained on, with the rates (`verdict_nll`)
+    denoised      = rho+ + J P(clean = 1 | seen, q)            what the policy learns from, in the seen reward's units
+
+The second model starts as a copy of the policy and does not depend on what the policy becomes, so every past reward goes
+on teaching it (replay). It always predicts before it learns: a reward never explains itself away. That q is a
+distribution over responses is what a plain value head lacks: not everything can be right at once, so a response gains by
+others' losing, and the rates can be told apart from the belief.
+
+Ours; the paper's value model scores tokens, not whole responses (docs/algorithms/denoiser.md).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vrpo.algorithms.base import Sums
+from vrpo.config.learning import DenoiserConfig
+from vrpo.functional import auc, masked_correlation, posterior_rewards, verdict_nll
+from vrpo.models.policy import Policy
+from vrpo.models.weights import load_policy_weights
+from vrpo.rng import stream
+from vrpo.train.optim import adamw, load_optimizer_tensors, optimizer_tensors
+from vrpo.train.update import Split
+from vrpo.types import SAMPLED, Batch, Metrics, join, to_device
+
+EPS = 0.02
+"""Beliefs stay this far from 0 and 1: the seen reward is never overruled for good."""
+RATE_START, RATE_LIMIT = 0.1, 0.5
+"""Learned rates start here, and stay below the limit, so that J > 0."""
+RATE_LEARNING_RATE = 0.02
+"""Of the two numbers behind the rates; a rate moves from 0.1 to 0.3 in some 60 optimizer steps."""
+MODEL, STATE = "model", "state.safetensors"
+"""What `Denoiser.save` writes into its folder."""
+
+
+@final
+class Rates(nn.Module):
+    """rho+ and rho-: given, or 1/2 sigmoid of two learned numbers."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.given = config.false_positive is not None
+        start = (config.false_positive, config.false_negative) if self.given else (RATE_START, RATE_START)
+        numbers = torch.tensor(start, dtype=torch.float32)
+        self.numbers = nn.Parameter(
+            numbers if self.given else torch.logit(numbers / RATE_LIMIT), requires_grad=not self.given
+        )
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """rho+, rho-."""
+        rates = self.numbers if self.given else RATE_LIMIT * self.numbers.sigmoid()
+        return rates[0], rates[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdicts:
+    """What the denoiser says about a step's responses, on the CPU.
+
+    Example, one flipped reward: Verdicts(belief=tensor([.9]), posterior=tensor([.8])) where the seen reward is 0
+    """
+
+    belief: Tensor
+    """[B] q, before the reward is looked at."""
+    posterior: Tensor
+    """[B] P(clean = 1 | seen, q)."""
+
+
+@final
+class Denoiser:
+    """The second language model, the rates, their optimizer, and the replay.
+
+    Args:
+        config: the denoiser section.
+        policy: the initial policy; a copy of it is made.
+        weight_decay: as for policy and critic.
+        seed: the run's seed, root of the stream "denoiser-replay".
+    """
+
+    def __init__(self, config: DenoiserConfig, policy: Policy, *, weight_decay: float, seed: int) -> None:
+        self.config = config
+        self.seed = seed
+        self.model = policy.trainable_copy()
+        self.rates = Rates(config).to(policy.device)
+        self.optimizer = adamw(self.model, learning_rate=config.learning_rate, weight_decay=weight_decay)
+        if not self.rates.given:
+            group = {"params": [self.rates.numbers], "lr": RATE_LEARNING_RATE, "weight_decay": 0.0}
+            self.optimizer.add_param_group(group)
+        self.past: Batch | None = None
+        """Scored responses of earlier steps, the newest `capacity` of them, on the CPU; None before the first step."""
+
+    def set_learning_rate(self, rate: float) -> None:
+        """The model's; that of the rates stays."""
+        for group in self.optimizer.param_groups:
+            if group["params"][0] is not self.rates.numbers:
+                group["lr"] = rate
+
+    def denoise(self, batch: Batch, *, split: Split) -> tuple[Batch, Metrics]:
+        """The batch with `denoised`, and how good it is. Changes nothing.
+
+        Raises:
+            RewardError: a reward is neither 0 nor 1.
+        """
+        with torch.no_grad():
+            belief = torch.zeros_like(batch.scores)
+            for rows, micro in split(batch):
+                belief[rows] = self._log_belief(micro).exp()
+            false_positive, false_negative = (float(rate) for rate in self.rates())
+            belief = belief.clamp(EPS, 1.0 - EPS)
+            # a missing reward stands as 0 in `scores`, and its sample is in no loss
+            posterior = posterior_rewards(
+                batch.scores, belief, false_positive=false_positive, false_negative=false_negative
+            )
+        informativeness = 1.0 - false_positive - false_negative
+        metrics = {
+            "denoiser/false_positive": false_positive,
+            "denoiser/false_negative": false_negative,
+            "denoiser/informativeness": informativeness,
+            **_quality(batch, Verdicts(belief=belief, posterior=posterior)),
+        }
+        return batch.with_(denoised=false_positive + informativeness * posterior), metrics
+
+    def lesson(self, batch: Batch, *, step: int) -> Batch:
+        """What the model learns from in a step: the step's own responses and, `replay` times as many, earlier ones.
+
+        Earlier ones are drawn prompt by prompt from the stream ("denoiser-replay", step), so that siblings stay together.
+        """
+        if self.past is None or self.config.replay == 0:
+            return batch
+        prompts = int(self.past.group_ids.max()) + 1
+        wanted = self.config.replay * len(batch.group_ids.unique())
+        drawn = stream(self.seed, "denoiser-replay", step).permutation(prompts)[:wanted]
+        rows = torch.isin(self.past.group_ids, torch.from_numpy(drawn)).nonzero().squeeze(1)
+        return join([batch, to_device(self.past.select(rows), batch.input_ids.device)])
+
+    def loss(self, batch: Batch, *, responses: int) -> tuple[Tensor, Sums]:
+        """Mean of `verdict_nll` over responses, as a micro-batch's share of an optimizer step.
+
+        Args:
+            batch: micro-batch; one without any response that counts must not come here.
+            responses: that count in the whole optimizer step.
+        """
+        counted = batch.mask.any(dim=1)
+        false_positive, false_negative = self.rates()
+        nll = verdict_nll(
+            self._log_belief(batch),
+            batch.scores,
+            false_positive=false_positive,
+            false_negative=false_negative,
+        )
+        loss = torch.where(counted, nll, 0.0).sum() / responses
+        return loss, {"nll": float(loss.detach()) * responses, "responses": float(counted.sum())}
+
+    def remember(self, batch: Batch) -> None:
+        """Add a step's responses to the past."""
+        fresh = to_device(join([batch]), torch.device("cpu"))
+        past = fresh if self.past is None else join([self.past, fresh])
+        kept = torch.arange(len(past))[-self.config.capacity :]
+        self.past = past.select(kept) if len(kept) < len(past) else past
+
+    def _log_belief(self, batch: Batch) -> Tensor:
+        """[B] log q."""
+        logp, _ = self.model.logprobs_and_entropy(
+            batch.input_ids,
+            batch.attention_mask,
+            batch.mask,
+            temperature=1.0,
+            prompts=batch.shared_prompts,
+        )
+        return logp.sum(dim=1)
+
+    def save(self, folder: Path) -> None:
+        """Everything that learning changes."""
+        self.model.save_pretrained(folder / MODEL)
+        state = {f"optimizer.{k}": v for k, v in optimizer_tensors(self.optimizer).items()}
+        state["rates"] = self.rates.numbers.detach().cpu().clone()
+        if self.past is not None:
+            state |= {
+                f"past.{name}": getattr(self.past, name).contiguous() for name in ("group_ids", *SAMPLED)
+            }
+        save_file(state, folder / STATE)
+
+    def load(self, folder: Path) -> None:
+        """What `save` wrote, bit for bit."""
+        load_policy_weights(self.model, folder / MODEL)
+        state = load_file(folder / STATE)
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+        load_optimizer_tensors(self.optimizer, part("optimizer."))
+        with torch.no_grad():
+            self.rates.numbers.copy_(state["rates"])
+        past = part("past.")
+        # nothing reads the names of past samples
+        names = tuple(f"past/{row}" for row in range(len(past.get("group_ids", ()))))
+        self.past = Batch(sample_ids=names, **past) if past else None
+
+
+def _quality(batch: Batch, verdicts: Verdicts) -> Metrics:
+    """How well clean verdicts are told, where they are known and 0/1."""
+    clean = batch.clean_scores
+    known = batch.mask.any(dim=1) & ((clean == 0) | (clean == 1))
+    if not bool(known.any()):
+        return {}
+    right = clean[known] > 0.5
+    return {
+        "denoiser/accuracy": float(((verdicts.posterior[known] > 0.5) == right).float().mean()),
+        "denoiser/auc": float(auc(verdicts.belief[known], right)),
+        "denoiser/corr": float(masked_correlation(verdicts.posterior, clean.nan_to_num(), known)),
+        "denoiser/corr_seen": float(masked_correlation(batch.scores, clean.nan_to_num(), known)),
+    }
