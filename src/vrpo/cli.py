@@ -117,17 +117,19 @@ def study_command(
     study: Annotated[
         Path, typer.Argument(metavar="STUDY", help="A YAML file, or a recipe folder with a study.yaml.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the cells, summary.json and curves.png.")],
+    out: Annotated[Path, typer.Option(help="Folder for the runs, study.html, summary.json and the figures.")],
     set_: Overrides = None,
 ) -> None:
-    """Run methods x noise x seeds; print one table and draw one figure. Finished cells are not run again."""
+    """Run methods x noise x seeds: tables, figures and one HTML page. Finished cells are not run again."""
     import signal
     import time
 
     from vrpo.study.config import read_study
-    from vrpo.study.figure import learning_curves
-    from vrpo.study.results import collect, summary, table
+    from vrpo.study.figure import draw_all
+    from vrpo.study.page import write_page
+    from vrpo.study.results import collect, summary
     from vrpo.study.runner import run_cells
+    from vrpo.study.tables import comparison_table, results_table, to_rich
     from vrpo.train.folder import RunFolder
     from vrpo.train.preflight import check_files
 
@@ -141,9 +143,17 @@ def study_command(
     run_cells(cells, out, jobs=settings.jobs, console=console)
     rows = collect(cells, out)
     RunFolder(out).write_json("summary.json", summary(rows, seconds=time.perf_counter() - started))
-    learning_curves(cells, out, out / "curves.png")
-    console.print(table(rows))
-    console.print(f"figure: {out / 'curves.png'}   numbers: {out / 'summary.json'}", markup=False)
+    tables = [results_table(rows)]
+    if len(settings.methods) > 1:
+        tables.append(comparison_table(rows))
+    figures = draw_all(cells, rows, out)
+    write_page(out / "study.html", title=_recipe_name(study), tables=tables, figures=figures, cells=cells)
+    for plain in tables:
+        console.print(to_rich(plain))
+    console.print(
+        f"page: {out / 'study.html'}   figures: {out / 'curves.png'} and others   numbers: {out / 'summary.json'}",
+        markup=False,
+    )
 
 
 @app.command("plan")
@@ -256,7 +266,9 @@ def _fail(message: str, status: int) -> NoReturn:
 
 
 def _recipe_name(config: Path) -> str:
-    return config.parent.name if config.name == "config.yaml" and config.parent.name else config.stem
+    if config.name in {"config.yaml", "study.yaml"} and config.parent.name:
+        return config.parent.name
+    return config.stem
 
 
 def _print_batch_plan(settings: Config) -> None:

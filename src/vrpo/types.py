@@ -162,7 +162,7 @@ class Batch:
     """What the frozen model's uncertainty says in each state (`uncertainty_features`): column t once position t is read;
     None when nothing needs it."""
     denoised: Float[Tensor, " B"] | None = None
-    """The reward the policy learns from instead of `scores`, in the same units; None without a denoiser at work."""
+    """The reward policy and critic learn from instead of `scores`, in the same units; None without a denoiser."""
     selected_entropy: Bool[Tensor, "B T"] | None = None
     """S_H, the tokens of the semantic entropy loss; None when it is off."""
     selected_nll: Bool[Tensor, "B T"] | None = None

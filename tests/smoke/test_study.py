@@ -1,6 +1,7 @@
 """A study: its cells, its processes, its table and figure."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,12 @@ from rich.console import Console
 
 from vrpo.errors import CheckpointError, ConfigError
 from vrpo.study.config import read_study, slug
-from vrpo.study.figure import learning_curves
-from vrpo.study.results import collect, summary, table
+from vrpo.study.figure import draw_all
+from vrpo.study.page import write_page
+from vrpo.study.results import Row, area_under_curve, collect, compare, summary
 from vrpo.study.runner import StudyError, run_cells
+from vrpo.study.statistics import interquartile_mean
+from vrpo.study.tables import comparison_table, results_table, to_rich
 
 BASE = {
     "model": {"path": "vrpo:tiny"},
@@ -88,14 +92,25 @@ def test_a_study_runs_resumes_and_reports(write, tmp_path):
     run_cells(cells, out, jobs=2, console=console)  # finished cells are not run again
     assert stamps == [(out / c.folder / "summary.json").stat().st_mtime_ns for c in cells]
     rows = collect(cells, out)
-    assert [(row.method, row.seeds) for row in rows] == [("PPO", 1), ("GRPO", 1)]
-    assert rows[0].mean["explained_var"] is not None and rows[1].mean["explained_var"] is None
+    assert [(row.method, row.seeds) for row in rows] == [("PPO", (0,)), ("GRPO", (0,))]
+    assert rows[0].estimates["explained_var"] is not None and rows[1].estimates["explained_var"] is None
     final = json.loads((out / cells[0].folder / "evaluations.jsonl").read_text().splitlines()[-1])
-    assert rows[0].mean["final_greedy"] == final["clean_greedy"]
+    assert rows[0].values["final_greedy"] == (final["clean_greedy"],)
     assert json.loads(json.dumps(summary(rows, seconds=1.0)))["rows"][1]["method"] == "GRPO"
-    assert table(rows).row_count == 2
-    learning_curves(cells, out, out / "curves.png")
+    tables = [results_table(rows), comparison_table(rows)]
+    assert [len(t.rows) for t in tables] == [2, 1] and to_rich(tables[0]).row_count == 2
+    figures = draw_all(cells, rows, out)
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    write_page(out / "study.html", title="a <study>", tables=tables, figures=figures, cells=cells)
+    page = (out / "study.html").read_text()
+    assert (
+        page.count("<svg") == len(figures)
+        and "a &lt;study&gt;" in page
+        and "https://"
+        not in re.sub(r'xmlns(:\w+)?="[^"]*"|<!DOCTYPE[^>]*>', "", page).replace(
+            "https://matplotlib.org/", ""
+        )
+    )
     _, other = read_study(write(seeds=[0], noise={"none": {}}), ["train.steps=3"])
     with pytest.raises(CheckpointError, match="another configuration"):
         run_cells(other, out, jobs=1, console=console)
@@ -105,3 +120,33 @@ def test_a_cell_that_fails_is_named_with_its_reason(write, tmp_path):
     _, cells = read_study(write(seeds=[0], noise={"none": {}}), ["model.path=./nowhere"])
     with pytest.raises(StudyError, match=r"ppo_none_s0 failed: .*nowhere.*log\.txt"):
         run_cells(cells, tmp_path / "out", jobs=1, console=Console(quiet=True))
+
+
+def row_of(method: str, finals: list[float]) -> Row:
+    values = {name: tuple(finals) for name in ("final_greedy",)}
+    return Row(
+        method=method,
+        noise="none",
+        seeds=tuple(range(len(finals))),
+        values=values,
+        estimates={name: interquartile_mean(column) for name, column in values.items()},
+    )
+
+
+def test_the_first_method_is_compared_with_each_other_by_seed():
+    ours, theirs = row_of("ours", [0.6, 0.5, 0.7, 0.8]), row_of("theirs", [0.5, 0.4, 0.6, 0.7])
+    (found,) = compare([ours, theirs])
+    assert found.difference.value == pytest.approx(0.1) and found.difference.low == pytest.approx(0.1)
+    assert not found.apart and found.improvement.value == pytest.approx((10 + 0.5 * 3) / 16)
+    (apart,) = compare([row_of("a", [0.9, 0.91, 0.92, 0.93]), theirs])
+    assert apart.apart and apart.improvement.value == 1.0
+
+
+def test_area_under_the_curve_weighs_evaluations_by_their_distance():
+    points = [
+        {"step": 0, "clean_greedy": 0.0},
+        {"step": 10, "clean_greedy": 1.0},
+        {"step": 40, "clean_greedy": 1.0},
+    ]
+    assert area_under_curve(points) == pytest.approx((5 + 30) / 40)
+    assert area_under_curve(points[:1]) == 0.0

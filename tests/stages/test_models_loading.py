@@ -146,7 +146,7 @@ def test_lora_targets_that_do_not_exist(tokenizer):
     [
         ("./nowhere/model", "no model folder"),
         ("a/b/c", "no model folder"),
-        ("vrpo:huge", "only packaged model"),
+        ("vrpo:huge", "packaged models are"),
         ("owner/not-downloaded", "cannot load the tokenizer of 'owner/not-downloaded'"),
     ],
 )

@@ -38,18 +38,16 @@ class Ppo:
         """A_t = GAE(lam), whitened over the step; R_t = GAE(lam_value) + v_t."""
         config = self.config
         assert batch.values is not None and batch.bootstrap is not None, "the critic's values come first"
-        penalty = self._penalty(batch, kl_coef)
+        rewards = self._rewards(batch, kl_coef)
         # a response that ended has nothing after it; one that was cut may be worth V of where it was cut
         cut = batch.truncated if config.truncation == "bootstrap" else torch.zeros_like(batch.truncated)
         bootstrap = torch.where(cut, batch.bootstrap, torch.zeros_like(batch.bootstrap))
         lam: float | Tensor = config.lam
         if config.length_adaptive_alpha is not None:
             lam = length_adaptive_lambda(batch.mask.sum(dim=1), alpha=config.length_adaptive_alpha)
-        # the policy learns from the denoised reward, where there is one; the critic regresses on what was seen
-        paid = batch.rewards if batch.denoised is None else token_rewards(batch.denoised, batch.mask)
-        advantages, _ = gae(paid - penalty, batch.values, bootstrap, batch.mask, gamma=config.gamma, lam=lam)
+        advantages, _ = gae(rewards, batch.values, bootstrap, batch.mask, gamma=config.gamma, lam=lam)
         _, targets = gae(
-            batch.rewards - penalty,
+            rewards,
             batch.values,
             bootstrap,
             batch.mask,
@@ -80,10 +78,11 @@ class Ppo:
             num_tokens=num_tokens,
         )
 
-    def _penalty(self, batch: Batch, kl_coef: float) -> Tensor:
-        """kl_coef * KL_t on the tokens that count."""
+    def _rewards(self, batch: Batch, kl_coef: float) -> Tensor:
+        """r_t that policy and critic learn from, denoised where that is done, minus kl_coef * KL_t on the tokens that count."""
+        rewards = batch.rewards if batch.denoised is None else token_rewards(batch.denoised, batch.mask)
         if not self.uses_reference:
-            return torch.zeros_like(batch.rewards)
+            return rewards
         assert batch.ref_logp is not None, "the reference's log-probabilities come first"
         kl = kl_estimate(batch.old_logp, batch.ref_logp, kind=self.config.kl_estimator)
-        return kl_coef * torch.where(batch.mask, kl, torch.zeros_like(kl))
+        return rewards - kl_coef * torch.where(batch.mask, kl, torch.zeros_like(kl))

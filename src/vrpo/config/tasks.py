@@ -13,7 +13,7 @@ Operation = Literal["add", "sub", "mul", "mod", "gcd", "max"]
 
 
 class ArithmeticTask(Strict):
-    """Generated problems such as `12+34=` with column `answer`; needs no data."""
+    """Generated problems such as `12+34=`; needs no data. Column `answer` is the result, `work` every result on the way."""
 
     type: Literal["arithmetic"] = "arithmetic"
     operations: tuple[Operation, ...] = Field(("add",), min_length=1, strict=False)

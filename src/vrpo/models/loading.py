@@ -29,8 +29,8 @@ from vrpo.rng import stream_seed
 
 log = logging.getLogger(__name__)
 
-TINY = "vrpo:tiny"
-"""Name of the small character-level model that the package ships."""
+PACKAGED = ("vrpo:tiny", "vrpo:chain")
+"""Names of the small character-level models that the package ships: for two-digit sums, and for sums of four numbers."""
 
 ADAPTER_FILE = "adapter_config.json"
 TOKENIZER_FILE = "tokenizer_config.json"
@@ -43,14 +43,14 @@ def resolve_path(path: str) -> str:
         ModelError: `path` is neither a folder nor shaped like a hub name.
     """
     if path.startswith("vrpo:"):
-        if path != TINY:
+        if path not in PACKAGED:
             raise ModelError(
-                f"model.path={path!r} is not in the package; the only packaged model is {TINY!r}"
+                f"model.path={path!r} is not in the package; packaged models are {' and '.join(PACKAGED)}"
             )
-        folder = Path(str(importlib.resources.files("vrpo"))) / "assets" / "tiny"
+        folder = Path(str(importlib.resources.files("vrpo"))) / "assets" / path.removeprefix("vrpo:")
         if not (folder / "config.json").is_file():
             raise ModelError(
-                f"{TINY!r} is missing from this installation ({folder}); reinstall vrpo, or build an untrained one "
+                f"{path!r} is missing from this installation ({folder}); reinstall vrpo, or build an untrained one "
                 "with `python -m vrpo.models.tiny FOLDER`"
             )
         return str(folder)

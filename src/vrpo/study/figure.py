@@ -1,64 +1,178 @@
-"""Clean accuracy against steps: one panel per noise, one line per method, a band over seeds."""
+"""The figures of a study: learning curves, accuracy against noise, and what the critics knew."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vrpo.config.rewards import FlipNoise
 from vrpo.study.config import Cell
+from vrpo.study.results import Row
+from vrpo.study.statistics import interquartile_mean
 from vrpo.train.folder import RunFolder
 
 COLOURS = ("#0b6e99", "#d9730d", "#6b6b6b", "#448361", "#9065b0", "#c14c8a")
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "vrpo",
+}
+SMOOTHING = 10
+"""Steps averaged in the curves of explained variance: a single step's is mostly noise."""
+
+Curve = tuple[np.ndarray, np.ndarray]
+"""Steps [E], numbers [seeds, E]."""
 
 
-def learning_curves(cells: Sequence[Cell], out: Path, path: Path) -> None:
-    """Draw held-out clean accuracy (greedy) of every cell of a study and save it as PNG."""
+def draw_all(cells: Sequence[Cell], rows: Sequence[Row], out: Path) -> list[Path]:
+    """Every figure of a study as PNG and SVG in `out`; the SVG paths."""
+    figures = {
+        "curves": _panels(cells, lambda runs: _accuracy(runs, out), "clean accuracy, held out"),
+        "noise": _accuracy_against_noise(cells, rows),
+    }
+    critics = [cell for cell in cells if cell.config.critic is not None]
+    if critics:
+        label = f"explained variance of clean outcomes,\nmean of {SMOOTHING} steps"
+        figures["critics"] = _panels(
+            critics, lambda runs: _explained_variance(runs, out), label, colours=_colours(cells)
+        )
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=150)
+        # the date would make every drawing another file
+        figure.savefig(out / f"{name}.svg", metadata={"Date": None})
+    return [out / f"{name}.svg" for name in figures]
+
+
+def _colours(cells: Sequence[Cell]) -> dict[str, str]:
+    methods = dict.fromkeys(cell.method for cell in cells)
+    return dict(zip(methods, cycle(COLOURS), strict=False))
+
+
+def _figure(width: float, height: float = 3.6) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _panels(
+    cells: Sequence[Cell],
+    read: Callable[[Sequence[Cell]], Curve],
+    label: str,
+    *,
+    colours: dict[str, str] | None = None,
+) -> Figure:
+    """One panel per noise, one line per method with the interval of its interquartile mean over seeds."""
     noises = list(dict.fromkeys(cell.noise for cell in cells))
-    methods = list(dict.fromkeys(cell.method for cell in cells))
-    with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(1.2 + 4.6 * len(noises), 3.6), layout="constrained")
-        FigureCanvasAgg(figure)
+    colours = colours or _colours(cells)
+    with mpl.rc_context(STYLE):
+        figure = _figure(1.2 + 4.2 * len(noises))
         panels = np.atleast_1d(figure.subplots(1, len(noises), sharey=True))
         for panel, noise in zip(panels, noises, strict=True):
-            for method, colour in zip(methods, cycle(COLOURS), strict=False):
+            for method in dict.fromkeys(cell.method for cell in cells):
                 runs = [c for c in cells if c.noise == noise and c.method == method]
-                steps, accuracy = _curves(runs, out)
-                panel.plot(
-                    steps,
-                    accuracy.mean(axis=0),
-                    color=colour,
-                    label=method,
-                    linewidth=2,
-                    marker="o",
-                    markersize=3,
-                )
-                if len(runs) > 1:
-                    panel.fill_between(
-                        steps,
-                        accuracy.min(axis=0),
-                        accuracy.max(axis=0),
-                        color=colour,
-                        alpha=0.15,
-                        linewidth=0,
-                    )
+                _line(panel, *read(runs), colour=colours[method], label=method)
             panel.set_title(noise)
             panel.set_xlabel("step")
             panel.grid(alpha=0.25)
         seeds = len({cell.seed for cell in cells})
-        panels[0].set_ylabel("clean accuracy, held out")
-        panels[0].legend(frameon=False, title=None if seeds == 1 else f"mean and range, {seeds} seeds")
-        figure.savefig(path, dpi=150)
+        title = None if seeds == 1 else f"interquartile mean and\n95 % interval, {seeds} seeds"
+        panels[0].set_ylabel(label)
+        panels[0].legend(frameon=False, title=title)
+    return figure
 
 
-def _curves(runs: Sequence[Cell], out: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [E] and accuracies [seeds, E] of the evaluations all runs share."""
+def _line(panel: Any, steps: np.ndarray, numbers: np.ndarray, *, colour: str, label: str) -> None:
+    estimates = [interquartile_mean(column.tolist()) for column in numbers.T]
+    marker = "o" if len(steps) <= 30 else None
+    panel.plot(
+        steps,
+        [e.value for e in estimates],
+        color=colour,
+        label=label,
+        linewidth=2,
+        marker=marker,
+        markersize=3,
+    )
+    bands = [(e.low, e.high) for e in estimates]
+    if bands and all(low is not None for low, _ in bands):
+        low, high = zip(*bands, strict=True)
+        panel.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _accuracy(runs: Sequence[Cell], out: Path) -> Curve:
+    """Greedy clean accuracy at the evaluations all runs share."""
     read = [
         {e["step"]: e["clean_greedy"] for e in RunFolder(out / cell.folder).read_evaluations()}
         for cell in runs
     ]
     steps = sorted(set.intersection(*(set(r) for r in read)))
     return np.array(steps), np.array([[r[s] for s in steps] for r in read])
+
+
+def _explained_variance(runs: Sequence[Cell], out: Path) -> Curve:
+    """val/explained_var_clean, averaged over blocks of SMOOTHING steps."""
+    lines = [RunFolder(out / cell.folder).read_metrics() for cell in runs]
+    length = min(map(len, lines))
+    width = min(SMOOTHING, length)
+    blocks = length // width if width else 0
+    numbers = np.array(
+        [[line.get("val/explained_var_clean") or 0.0 for line in run[: blocks * width]] for run in lines],
+        dtype=np.float64,
+    )
+    steps = (np.arange(blocks) + 1) * width
+    return steps, numbers.reshape(len(lines), blocks, width).mean(axis=2)
+
+
+def _accuracy_against_noise(cells: Sequence[Cell], rows: Sequence[Row]) -> Figure:
+    """Final clean accuracy, one point per method and noise with its interval.
+
+    Over the flip rate, with lines between, when every noise of the study is a symmetric flip or none; else side by side.
+    """
+    noises = list(dict.fromkeys(row.noise for row in rows))
+    rates = _flip_rates(cells)
+    colours = _colours(cells)
+    with mpl.rc_context(STYLE):
+        figure = _figure(max(4.5, 1.5 + 1.3 * len(noises)))
+        panel = figure.subplots()
+        methods = list(colours)
+        for number, method in enumerate(methods):
+            points = [next(r for r in rows if r.noise == noise and r.method == method) for noise in noises]
+            estimates = [e for row in points if (e := row.estimates["final_greedy"]) is not None]
+            aside = (number - (len(methods) - 1) / 2) * (0.004 if rates else 0.12)
+            x = [(rates[n] if rates else noises.index(n)) + aside for n in noises]
+            y = np.array([e.value for e in estimates])
+            ends = np.array(
+                [[e.value if end is None else end for end in (e.low, e.high)] for e in estimates]
+            ).T
+            panel.errorbar(
+                x, y, yerr=np.abs(ends - y), color=colours[method], label=method, marker="o", markersize=4,
+                linestyle="-" if rates else "none", capsize=3,
+            )  # fmt: skip
+        if rates:
+            panel.set_xlabel("share of rewards flipped")
+        else:
+            panel.set_xticks(range(len(noises)), noises)
+        panel.set_ylabel("final clean accuracy, held out")
+        panel.grid(alpha=0.25, axis="y")
+        panel.legend(frameon=False)
+    return figure
+
+
+def _flip_rates(cells: Sequence[Cell]) -> dict[str, float] | None:
+    """Noise -> rate, if all are symmetric flips or none, and there are several."""
+    rates: dict[str, float] = {}
+    for cell in cells:
+        match cell.config.rewards.noise:
+            case ():
+                rates[cell.noise] = 0.0
+            case (FlipNoise(false_positive=a, false_negative=b),) if a == b:
+                rates[cell.noise] = a
+            case _:
+                return None
+    return rates if len(rates) > 1 else None

@@ -1,27 +1,24 @@
-"""From the cells' run folders to one row per method and noise, and summary.json."""
+"""From the cells' run folders to numbers over seeds: one row per method and noise, and comparisons with the first method."""
 
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+import numpy as np
 
 from vrpo.study.config import Cell
+from vrpo.study.statistics import (
+    Estimate,
+    interquartile_mean,
+    paired_difference,
+    probability_of_improvement,
+)
+from vrpo.train.folder import RunFolder
 
-COLUMNS = {
-    "before": "first_greedy",
-    "final": "final_greedy",
-    "best": "best_greedy",
-    "seen": "seen_reward",
-    "clean": "clean_reward",
-    "EV": "explained_var",
-    "EV clean": "explained_var_clean",
-    "tok/s": "tokens_per_second",
-}
-"""Table heading -> number of a cell."""
+Numbers = dict[str, float | None]
+"""Name -> number of one run; None where the run has no such number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,21 +27,38 @@ class Row:
 
     method: str
     noise: str
-    seeds: int
-    mean: dict[str, float | None]
-    low: dict[str, float | None]
-    """Smallest over seeds."""
-    high: dict[str, float | None]
+    seeds: tuple[int, ...]
+    values: Mapping[str, tuple[float | None, ...]]
+    """Name -> one number per seed."""
+    estimates: Mapping[str, Estimate | None]
+    """Name -> interquartile mean over the seeds that have the number; None where none has."""
 
 
-def cell_numbers(summary: dict[str, Any]) -> dict[str, float | None]:
-    """The numbers of one run that a study compares."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The first method of a study against another, under one noise, by final clean accuracy."""
+
+    noise: str
+    method: str
+    other: str
+    difference: Estimate
+    """Paired by seed, over the seeds both have."""
+    improvement: Estimate
+    """Probability that a run of `method` ends above a run of `other`."""
+    apart: bool
+    """Whether the two methods' own intervals do not touch."""
+
+
+def cell_numbers(folder: Path) -> Numbers:
+    """The numbers of one finished run that a study compares."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     accuracy = summary["clean_accuracy"]
     return {
         "first_greedy": accuracy["first"]["greedy"],
         "final_greedy": accuracy["final"]["greedy"],
         "final_sampled": accuracy["final"]["sampled"],
         "best_greedy": accuracy["best"]["greedy"],
+        "area": area_under_curve(RunFolder(folder).read_evaluations()),
         **{
             name: summary[name]
             for name in (
@@ -52,8 +66,10 @@ def cell_numbers(summary: dict[str, Any]) -> dict[str, float | None]:
                 "clean_reward",
                 "explained_var",
                 "explained_var_clean",
+                "denoised_accuracy",
                 "mean_length",
                 "entropy",
+                "kl",
                 "tokens_per_second",
                 "seconds_per_step",
             )
@@ -61,76 +77,69 @@ def cell_numbers(summary: dict[str, Any]) -> dict[str, float | None]:
     }
 
 
+def area_under_curve(evaluations: Sequence[Mapping[str, Any]]) -> float:
+    """Mean greedy clean accuracy over the steps, by the trapezoid rule between evaluations."""
+    steps = np.array([e["step"] for e in evaluations], dtype=np.float64)
+    accuracy = np.array([e["clean_greedy"] for e in evaluations])
+    if len(steps) == 1:
+        return float(accuracy[0])
+    return float(np.trapezoid(accuracy, steps) / (steps[-1] - steps[0]))
+
+
 def collect(cells: Sequence[Cell], out: Path) -> list[Row]:
     """One row per noise and method, in the study's order."""
-    grouped: dict[tuple[str, str], list[dict[str, float | None]]] = {}
+    grouped: dict[tuple[str, str], dict[int, Numbers]] = {}
     for cell in cells:
-        summary = json.loads((out / cell.folder / "summary.json").read_text())
-        grouped.setdefault((cell.noise, cell.method), []).append(cell_numbers(summary))
-    return [_row(method, noise, numbers) for (noise, method), numbers in grouped.items()]
+        grouped.setdefault((cell.noise, cell.method), {})[cell.seed] = cell_numbers(out / cell.folder)
+    return [_row(method, noise, by_seed) for (noise, method), by_seed in grouped.items()]
 
 
-def _row(method: str, noise: str, numbers: list[dict[str, float | None]]) -> Row:
-    def over_seeds(reduce: Any) -> dict[str, float | None]:
-        known = {name: [x for n in numbers if (x := n[name]) is not None] for name in numbers[0]}
-        return {name: reduce(values) if values else None for name, values in known.items()}
+def _row(method: str, noise: str, by_seed: Mapping[int, Numbers]) -> Row:
+    names = list(next(iter(by_seed.values())))
+    values = {name: tuple(numbers[name] for numbers in by_seed.values()) for name in names}
+    known = {name: [x for x in column if x is not None] for name, column in values.items()}
+    estimates = {name: interquartile_mean(column) if column else None for name, column in known.items()}
+    return Row(method=method, noise=noise, seeds=tuple(by_seed), values=values, estimates=estimates)
 
-    return Row(
-        method=method,
-        noise=noise,
-        seeds=len(numbers),
-        mean=over_seeds(lambda values: math.fsum(values) / len(values)),
-        low=over_seeds(min),
-        high=over_seeds(max),
+
+def compare(rows: Sequence[Row]) -> list[Comparison]:
+    """The study's first method against each other one, noise by noise."""
+    found: list[Comparison] = []
+    for noise in dict.fromkeys(row.noise for row in rows):
+        first, *others = [row for row in rows if row.noise == noise]
+        found += [_comparison(first, other) for other in others]
+    return found
+
+
+def _comparison(first: Row, other: Row) -> Comparison:
+    ours, theirs = (dict(zip(row.seeds, row.values["final_greedy"], strict=True)) for row in (first, other))
+    pairs = [(a, b) for seed in ours if (a := ours[seed]) is not None and (b := theirs.get(seed)) is not None]
+    left, right = [a for a, _ in pairs], [b for _, b in pairs]
+    mine, its = first.estimates["final_greedy"], other.estimates["final_greedy"]
+    assert mine is not None and its is not None, "every finished run has a final accuracy"
+    return Comparison(
+        noise=first.noise,
+        method=first.method,
+        other=other.method,
+        difference=paired_difference(left, right),
+        improvement=probability_of_improvement(left, right),
+        apart=mine.apart_from(its),
     )
-
-
-def table(rows: Sequence[Row]) -> Table:
-    """Means over seeds; under an accuracy its smallest and largest when there are several seeds.
-
-    before, final, best: held-out clean accuracy, greedy. seen, clean: mean reward of training samples over the
-    last steps, with and without the noise. EV: the critic's explained variance of seen returns and clean outcomes.
-    """
-    noises = list(dict.fromkeys(row.noise for row in rows))
-    result = Table(
-        title=noises[0] if len(noises) == 1 else None,
-        caption="before, final, best: held-out clean accuracy, greedy. seen, clean: mean reward of the last training "
-        "samples with and without noise. EV: explained variance of the critic before its update.",
-    )
-    for heading in ("noise", "method") if len(noises) > 1 else ("method",):
-        result.add_column(heading, no_wrap=True)
-    for heading in COLUMNS:
-        result.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        names = (row.noise, row.method) if len(noises) > 1 else (row.method,)
-        result.add_row(*names, *(_cell(row, name) for name in COLUMNS.values()))
-    return result
-
-
-def _cell(row: Row, name: str) -> str:
-    mean = row.mean[name]
-    if mean is None:
-        return "-"
-    if name == "tokens_per_second":
-        return f"{mean:,.0f}"
-    if row.seeds > 1 and name.endswith("greedy"):
-        return f"{mean:.3f}\n{row.low[name]:.3f}..{row.high[name]:.3f}"
-    return f"{mean:.3f}"
 
 
 def summary(rows: Sequence[Row], *, seconds: float) -> dict[str, Any]:
-    """What summary.json of a study holds."""
+    """What summary.json of a study holds: every number of every seed, estimates, comparisons."""
     return {
         "seconds": seconds,
         "rows": [
             {
-                "noise": r.noise,
-                "method": r.method,
-                "seeds": r.seeds,
-                "mean": r.mean,
-                "min": r.low,
-                "max": r.high,
+                "noise": row.noise,
+                "method": row.method,
+                "seeds": row.seeds,
+                "estimates": {k: None if e is None else asdict(e) for k, e in row.estimates.items()},
+                "values": dict(row.values),
             }
-            for r in rows
+            for row in rows
         ],
+        "comparisons": [asdict(comparison) for comparison in compare(rows)],
     }

@@ -6,9 +6,11 @@ seed. A hash of the problem decides on which side it is, with operands that comm
 """
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any, final
 
 import numpy as np
@@ -20,6 +22,14 @@ from vrpo.tasks.encode import encode
 from vrpo.tasks.task import Task
 from vrpo.types import Prompt
 
+APPLY: dict[str, Callable[[int, int], int]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "mod": operator.mod,
+    "gcd": math.gcd,
+    "max": max,
+}
 INFIX = {"add": "+", "sub": "-", "mul": "*"}
 COMMUTES = frozenset({"add", "mul", "gcd", "max"})
 MAX_HELD_OUT = 1024
@@ -54,22 +64,19 @@ class Problem:
         return self.text.replace(",", ", ")
 
     @property
+    def results(self) -> list[int]:
+        """The result after each operand from the second on; all operations go from left to right."""
+        return list(accumulate(self.operands, APPLY[self.operation]))[1:]
+
+    @property
     def answer(self) -> str:
-        """The result in decimal; sub and mod with three or more operands go from left to right."""
-        match self.operation:
-            case "add":
-                result = sum(self.operands)
-            case "sub":
-                result = reduce(lambda a, b: a - b, self.operands)
-            case "mul":
-                result = math.prod(self.operands)
-            case "mod":
-                result = reduce(lambda a, b: a % b, self.operands)
-            case "gcd":
-                result = math.gcd(*self.operands)
-            case _:
-                result = max(self.operands)
-        return str(result)
+        """The result in decimal."""
+        return str(self.results[-1])
+
+    @property
+    def work(self) -> str:
+        """Every result on the way, the answer last: `46,51` for 12+34+5."""
+        return ",".join(map(str, self.results))
 
     @property
     def key(self) -> str:
@@ -151,7 +158,7 @@ def held_out_problems(config: ArithmeticTask) -> Sequence[Problem]:
 
 
 def make_prompt(problem: Problem, split: str, config: ArithmeticTask, tokenizer: Any) -> Prompt:
-    """The problem as the model reads it, with columns answer, problem, operation and source."""
+    """The problem as the model reads it, with columns answer, work, problem, operation and source."""
     # replace, not format: examples in front of the problem may contain braces.
     text = config.template.replace("{problem}", problem.written(spaces=config.spaces))
     return Prompt(
@@ -160,6 +167,7 @@ def make_prompt(problem: Problem, split: str, config: ArithmeticTask, tokenizer:
         token_ids=encode(text, tokenizer, chat=config.chat),
         columns={
             "answer": problem.answer,
+            "work": problem.work,
             "problem": problem.text,
             "operation": problem.operation,
             "source": "arithmetic",

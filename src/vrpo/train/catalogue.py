@@ -52,6 +52,17 @@ METRICS: dict[str, MetricDoc] = {
     "sampling/trainer_kl": _D("k3 KL of sampler against trainer on the first minibatch, before any update, nats a token", "under 1e-6 in fp32, under 1e-3 in bf16", "larger: sampler and trainer disagree about weights or distribution"),
     "sampling/trainer_ratio_error": _D("|mean ratio - 1| on the same tokens", "under 1e-4 in fp32", "as sampling/trainer_kl"),
     "sampling/kept_mass": _D("mean probability that top-k and top-p left to sample from", "1 without truncation", "below 0.9: the ratio is biased by the cut tail"),
+    # denoiser
+    "denoiser/false_positive": _D("rho+ in force: what the configuration says, or learned", "near noise/false_positive", "far from it: give the rates, or more rewards"),
+    "denoiser/false_negative": _D("rho- in force", "near noise/false_negative; learned it comes out low while the model is unsure of right answers", "far above it: right answers are not believed"),
+    "denoiser/informativeness": _D("J = 1 - rho+ - rho-", "above 0.1", "near 0: the reward says nothing that could be corrected"),
+    "denoiser/accuracy": _D("share of responses whose clean verdict (P(clean = 1 | seen, belief) > 1/2) gets right", "above noise/seen_accuracy", "below it: the denoiser harms; lower denoiser.learning_rate or switch it off"),
+    "denoiser/auc": _D("AUC of the belief before the reward is looked at, against the clean verdict", "rises above 0.8", "0.5: it cannot tell right from wrong responses"),
+    "denoiser/corr": _D("correlation of the posterior with the clean verdict", "above denoiser/corr_seen", "below it"),
+    "denoiser/corr_seen": _D("correlation of the seen reward with the clean verdict", "J for balanced verdicts", "-"),
+    "denoiser/grad_norm": _D("gradient norm before clipping, mean over optimizer steps", "steady", "spikes: lower denoiser.learning_rate"),
+    "denoiser/skipped_updates": _D("optimizer steps not made because the gradient was not finite", "0", "above 0: lower denoiser.learning_rate"),
+    "loss/denoiser_avg": _D("-log P(seen reward), mean over responses, nats", "falls below the entropy of the seen reward, log 2 for balanced ones", "rises: lower denoiser.learning_rate"),
     # completions
     "completions/mean_length": _D("tokens the policy chose, mean over responses", "steady", "rises without clean reward: length hacking"),
     "completions/max_length": _D("longest response, tokens", "below max_completion_length", "always the limit: raise it"),

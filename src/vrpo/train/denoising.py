@@ -133,10 +133,10 @@ class Denoiser:
         """
         if self.past is None or self.config.replay == 0:
             return batch
-        prompts = int(self.past.group_ids.max()) + 1
+        prompts = self.past.group_ids.unique()
         wanted = self.config.replay * len(batch.group_ids.unique())
-        drawn = stream(self.seed, "denoiser-replay", step).permutation(prompts)[:wanted]
-        rows = torch.isin(self.past.group_ids, torch.from_numpy(drawn)).nonzero().squeeze(1)
+        drawn = stream(self.seed, "denoiser-replay", step).permutation(len(prompts))[:wanted]
+        rows = torch.isin(self.past.group_ids, prompts[torch.from_numpy(drawn)]).nonzero().squeeze(1)
         return join([batch, to_device(self.past.select(rows), batch.input_ids.device)])
 
     def loss(self, batch: Batch, *, responses: int) -> tuple[Tensor, Sums]:

@@ -1,0 +1,58 @@
+"""A study as one HTML page that needs no network: tables, figures, and where every run is."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from vrpo.study.config import Cell
+from vrpo.study.tables import Plain
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .25rem .7rem; text-align: right; white-space: pre-line }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
+thead th { border-bottom: 2px solid #999 } tbody tr { border-bottom: 1px solid #ddd }
+caption { caption-side: bottom; text-align: left; color: #666; font-size: 13px; padding-top: .4rem }
+figure { margin: 1.5rem 0 } figure svg { max-width: 100%; height: auto } code { font-size: 13px }
+"""
+
+
+def write_page(
+    path: Path, *, title: str, tables: Sequence[Plain], figures: Sequence[Path], cells: Sequence[Cell]
+) -> None:
+    """Write the page.
+
+    Args:
+        path: the HTML file; run folders are named relative to its folder.
+        title: what the study is called.
+        tables: in the order they are shown.
+        figures: SVG files, whose content goes into the page.
+        cells: the runs, listed at the end.
+    """
+    parts = [f"<h1>{html.escape(title)}</h1>", *map(_table, tables), *map(_figure, figures)]
+    runs = "".join(
+        f'<li><a href="{cell.folder}/summary.json">{cell.folder}</a>: {html.escape(cell.method)}, '
+        f"{html.escape(cell.noise)}, seed {cell.seed}</li>"
+        for cell in cells
+    )
+    parts.append(f"<details><summary>{len(cells)} runs</summary><ul>{runs}</ul></details>")
+    body = "\n".join(parts)
+    path.write_text(
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n",
+        encoding="utf-8",
+    )
+
+
+def _table(table: Plain) -> str:
+    head = "".join(f"<th>{html.escape(x)}</th>" for x in table.headings)
+    rows = "".join(f"<tr>{''.join(f'<td>{html.escape(x)}</td>' for x in row)}</tr>\n" for row in table.rows)
+    return (
+        f"<h2>{html.escape(table.title)}</h2>\n<table><caption>{html.escape(table.caption)}</caption>"
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table>"
+    )
+
+
+def _figure(path: Path) -> str:
+    drawing = path.read_text(encoding="utf-8")
+    return f"<figure>{drawing[drawing.index('<svg') :]}</figure>"

@@ -1,0 +1,115 @@
+"""The tables of a study, for the terminal and for the page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from vrpo.study.results import Row, compare
+from vrpo.study.statistics import Estimate
+
+COLUMNS = {
+    "before": "first_greedy",
+    "final": "final_greedy",
+    "best": "best_greedy",
+    "area": "area",
+    "seen": "seen_reward",
+    "clean": "clean_reward",
+    "length": "mean_length",
+    "entropy": "entropy",
+    "KL": "kl",
+    "EV": "explained_var",
+    "EV clean": "explained_var_clean",
+    "denoised": "denoised_accuracy",
+    "s/step": "seconds_per_step",
+}
+"""Table heading -> number of a cell."""
+
+WITH_INTERVAL = ("final_greedy", "best_greedy", "area")
+CAPTION = (
+    "Interquartile mean over seeds, under accuracies its 95 % bootstrap interval. before, final, best: held-out clean "
+    "accuracy, greedy; area: its mean over the steps. seen, clean: mean reward of the last training samples with and without "
+    "noise. KL: nats a response from the initial model, where it is computed. EV: explained variance of the critic before "
+    "its update. denoised: share of training samples whose clean verdict the denoised reward gets right."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A table as text."""
+
+    title: str
+    caption: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def results_table(rows: Sequence[Row]) -> Plain:
+    """One line per noise and method; columns that no method has are left out."""
+    noises = list(dict.fromkeys(row.noise for row in rows))
+    shown = {h: name for h, name in COLUMNS.items() if any(row.estimates[name] for row in rows)}
+    names = ("noise", "method") if len(noises) > 1 else ("method",)
+    lines = tuple(
+        ((row.noise, row.method) if len(noises) > 1 else (row.method,))
+        + tuple(_cell(row, name) for name in shown.values())
+        for row in rows
+    )
+    seeds = max(len(row.seeds) for row in rows)
+    title = f"{seeds} seed{'s' * (seeds > 1)}" + (f", {noises[0]}" if len(noises) == 1 else "")
+    return Plain(title, CAPTION, (*names, *shown), lines)
+
+
+def comparison_table(rows: Sequence[Row]) -> Plain:
+    """The first method against each other one."""
+    first = rows[0].method
+    lines = tuple(
+        (
+            c.noise,
+            c.other,
+            interval(c.difference, signed=True),
+            interval(c.improvement),
+            "yes" if c.apart else "no",
+        )
+        for c in compare(rows)
+    )
+    caption = (
+        f"difference: final clean accuracy of {first} minus the other's, paired by seed. better: probability that a run of "
+        f"{first} ends higher. apart: whether the two 95 % intervals of the table above do not touch."
+    )
+    return Plain(f"{first} against", caption, ("noise", "other", "difference", "better", "apart"), lines)
+
+
+def interval(estimate: Estimate, *, signed: bool = False) -> str:
+    """`.512 [.497, .526]`, on one line."""
+    form = "{:+.3f}" if signed else "{:.3f}"
+    if estimate.low is None or estimate.high is None:
+        return form.format(estimate.value)
+    return f"{form.format(estimate.value)} [{form.format(estimate.low)}, {form.format(estimate.high)}]"
+
+
+def _cell(row: Row, name: str) -> str:
+    estimate = row.estimates[name]
+    if estimate is None:
+        return "-"
+    value = (
+        f"{estimate.value:.2f}"
+        if name in ("mean_length", "seconds_per_step", "kl")
+        else f"{estimate.value:.3f}"
+    )
+    if name in WITH_INTERVAL and estimate.low is not None and estimate.high is not None:
+        return f"{value}\n{estimate.low:.3f}..{estimate.high:.3f}"
+    return value
+
+
+def to_rich(plain: Plain) -> Table:
+    """For the terminal."""
+    table = Table(title=plain.title, caption=plain.caption)
+    for number, heading in enumerate(plain.headings):
+        table.add_column(
+            heading,
+            justify="left" if number < 2 and heading in ("noise", "method", "other") else "right",
+            no_wrap=True,
+        )
+    for line in plain.rows:
+        table.add_row(*line)
+    return table

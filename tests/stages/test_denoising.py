@@ -1,0 +1,162 @@
+"""The terminal denoiser: what it believes, what it learns from, and that it comes back from a checkpoint."""
+
+import pytest
+import torch
+
+from tests.batches import make_batch
+from vrpo.algorithms import Grpo, Ppo
+from vrpo.config.learning import DenoiserConfig, GrpoConfig, PpoConfig
+from vrpo.errors import RewardError
+from vrpo.train.denoising import Denoiser
+from vrpo.train.microbatches import Splitter
+from vrpo.types import join
+
+SPLIT = Splitter(4, None, 0)
+KNOWN = {"false_positive": 0.3, "false_negative": 0.3}
+
+
+def build(make_policy, **settings):
+    policy = make_policy("llama_tied")
+    config = DenoiserConfig(**{"learning_rate": 1e-2} | settings)
+    return policy, Denoiser(config, policy, weight_decay=0.0, seed=0)
+
+
+def test_the_belief_is_the_likelihood_of_the_response(make_policy):
+    policy, denoiser = build(make_policy)
+    batch = make_batch()
+    with torch.no_grad():
+        log_probs = policy.causal_lm(input_ids=batch.input_ids).logits[:, :-1].log_softmax(-1)
+        logp = log_probs.gather(2, batch.input_ids[:, 1:, None]).squeeze(2)
+        expected = torch.where(batch.mask, logp, 0.0).sum(dim=1)
+        torch.testing.assert_close(denoiser._log_belief(batch), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_denoised_rewards_lie_between_the_levels_of_the_seen_one_and_follow_it(make_policy):
+    _, denoiser = build(make_policy, **KNOWN)
+    batch = make_batch()
+    done, metrics = denoiser.denoise(batch, split=SPLIT)
+    assert bool((done.denoised >= 0.3 - 1e-6).all()) and bool((done.denoised <= 0.7 + 1e-6).all())
+    other, _ = denoiser.denoise(batch.with_(scores=1.0 - batch.scores), split=SPLIT)
+    seen_one = batch.scores > 0.5
+    assert bool(
+        (
+            torch.where(seen_one, done.denoised, other.denoised)
+            > torch.where(seen_one, other.denoised, done.denoised)
+        ).all()
+    )
+    assert metrics["denoiser/informativeness"] == pytest.approx(0.4)
+    assert torch.equal(done.scores, batch.scores) and torch.equal(done.rewards, batch.rewards)
+
+
+def test_without_noise_the_denoised_reward_is_the_seen_one(make_policy):
+    _, denoiser = build(make_policy, false_positive=0.0, false_negative=0.0)
+    done, _ = denoiser.denoise(make_batch(), split=SPLIT)
+    torch.testing.assert_close(done.denoised, make_batch().scores)
+
+
+def test_other_rewards_than_0_and_1_are_refused(make_policy):
+    _, denoiser = build(make_policy)
+    with pytest.raises(RewardError, match=r"denoiser got the reward 0\.5"):
+        denoiser.denoise(make_batch(scores=(1.0, 0.5, 0.0, 1.0)), split=SPLIT)
+
+
+@pytest.mark.parametrize("pieces", [(1, 3), (2, 1, 1)])
+def test_gradient_does_not_depend_on_the_split_and_skips_missing_rewards(make_policy, pieces):
+    policy, denoiser = build(make_policy)
+    whole = make_batch()
+    mask = whole.mask.clone()
+    mask[1] = False  # its reward is missing
+    whole = whole.with_(mask=mask, valid=torch.tensor([True, False, True, True]))
+
+    def gradient(parts):
+        denoiser.optimizer.zero_grad()
+        for part in parts:
+            if part.num_tokens:
+                denoiser.loss(part, responses=3)[0].backward()
+        return [p.grad.clone() for p in denoiser.model.parameters() if p.grad is not None] + [
+            denoiser.rates.numbers.grad.clone()
+        ]
+
+    rows = torch.arange(4).split(list(pieces))
+    for a, b in zip(gradient([whole]), gradient([whole.select(r) for r in rows]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    flipped = whole.with_(scores=torch.where(whole.valid, whole.scores, 1.0 - whole.scores))
+    for a, b in zip(gradient([whole]), gradient([flipped]), strict=True):
+        assert torch.equal(a, b)
+    assert all(p.grad is None for p in policy.parameters())
+
+
+def test_it_learns_which_response_is_right_and_how_noisy_the_reward_is(make_policy):
+    """Two responses to one prompt, the first right, 30 % and 10 % of the verdicts flipped."""
+    _, denoiser = build(make_policy)
+    batch = make_batch(lengths=(2, 2) * 100, scores=(1.0, 0.0) * 100, groups=(0,) * 200)
+    ids = batch.input_ids.clone()
+    ids[::2], ids[1::2] = ids[0].clone(), ids[1].clone()
+    draw = torch.rand(200, generator=torch.Generator().manual_seed(3))
+    right = batch.scores > 0.5
+    seen = torch.where(draw < torch.where(right, 0.1, 0.3), 1.0 - batch.scores, batch.scores)
+    batch = batch.with_(input_ids=ids, scores=seen)
+    for _ in range(400):
+        denoiser.optimizer.zero_grad()
+        denoiser.loss(batch, responses=200)[0].backward()
+        denoiser.optimizer.step()
+    done, metrics = denoiser.denoise(batch, split=SPLIT)
+    belief = denoiser._log_belief(batch).detach().exp()
+    assert float(belief[0]) > 0.8 and float(belief[1]) < 0.2
+    false_positive = float(seen[1::2].mean())
+    assert metrics["denoiser/false_positive"] == pytest.approx(false_positive, abs=0.03)
+    assert metrics["denoiser/accuracy"] == 1.0 and metrics["denoiser/corr"] > metrics["denoiser/corr_seen"]
+    assert float(done.denoised[right].min()) > float(done.denoised[~right].max())
+
+
+def test_replay_brings_back_whole_prompts_of_the_past(make_policy):
+    _, denoiser = build(make_policy, replay=1, capacity=8)
+    first, second = make_batch(seed=1), make_batch(lengths=(5, 4, 5, 2), seed=2)
+    assert denoiser.lesson(first, step=1) is first  # there is no past yet
+    denoiser.remember(first)
+    lesson = denoiser.lesson(second, step=2)
+    assert len(lesson) == 8 and lesson.group_ids.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert lesson.num_tokens == first.num_tokens + second.num_tokens
+    again = denoiser.lesson(second, step=2)
+    assert torch.equal(lesson.input_ids, again.input_ids)  # a resumed step learns from the same
+    for seed in (3, 4):
+        denoiser.remember(make_batch(seed=seed))
+    assert len(denoiser.past) == 8 and len(denoiser.lesson(second, step=3)) == 8
+
+
+def test_join_pads_and_keeps_what_was_sampled():
+    short, long = make_batch(lengths=(1, 2, 1, 1)), make_batch(lengths=(4, 3, 2, 1), seed=1)
+    both = join([short, long])
+    for part, start in ((short, 0), (long, 4)):
+        back = both.select(torch.arange(start, start + 4))
+        assert torch.equal(back.input_ids, part.input_ids) and torch.equal(back.rewards, part.rewards)
+    assert both.group_ids.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_everything_comes_back_from_a_folder(make_policy, tmp_path):
+    _, denoiser = build(make_policy)
+    batch = make_batch()
+    denoiser.loss(batch, responses=4)[0].backward()
+    denoiser.optimizer.step()
+    denoiser.remember(batch)
+    denoiser.save(tmp_path / "denoiser")
+    _, other = build(make_policy)
+    other.load(tmp_path / "denoiser")
+    assert torch.equal(denoiser._log_belief(batch), other._log_belief(batch))
+    assert torch.equal(denoiser.rates.numbers, other.rates.numbers)
+    assert torch.equal(denoiser.past.input_ids, other.past.input_ids)
+    for one in (denoiser, other):
+        one.optimizer.zero_grad()
+        one.loss(batch, responses=4)[0].backward()
+        one.optimizer.step()
+    assert torch.equal(denoiser._log_belief(batch), other._log_belief(batch))  # the moments too
+
+
+def test_algorithms_learn_from_the_denoised_reward():
+    batch = make_batch(values=torch.zeros(4, 4), bootstrap=torch.zeros(4))
+    denoised = batch.with_(denoised=torch.tensor([0.6, 0.4, 0.5, 0.1]))
+    ppo = Ppo(PpoConfig(lam=1.0, whiten_advantages=False)).annotate(denoised, kl_coef=0.0)
+    assert torch.equal(ppo.targets, ppo.advantages)
+    torch.testing.assert_close(ppo.advantages.max(dim=1).values, denoised.denoised)
+    grpo = Grpo(GrpoConfig(scale="none")).annotate(denoised, kl_coef=0.0)
+    torch.testing.assert_close(grpo.advantages[0].max(), torch.tensor(0.1))
