@@ -156,6 +156,46 @@ def study_command(
     )
 
 
+@app.command("diagnose")
+def diagnose_command(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG|FILE.jsonl",
+            help="A configuration to sample and score with, or completions that are scored already.",
+        ),
+    ],
+    set_: Overrides = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Training prompts to sample completions for.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Times each completion is scored.")] = 2,
+    gold: Annotated[
+        str | None, typer.Option(metavar="FILE.py:FUNCTION", help="A reward function you trust, as gold.")
+    ] = None,
+) -> None:
+    """Is my reward noisy, and can anything be learned from it? Numbers with intervals, and advice."""
+    from vrpo.train.advice import advise
+    from vrpo.train.diagnosis import diagnose, read_judged
+
+    if source.suffix == ".jsonl":
+        if gold is not None or set_:
+            raise ConfigError("--gold and --set go with a configuration; in a .jsonl file gold is a column")
+        if not source.is_file():
+            raise ConfigError(f"there is no file {str(source)!r}; give a .jsonl file or a configuration")
+        judged = read_judged(source)
+    else:
+        from vrpo.train.judging import judge_sample
+
+        settings = load(Config, source, set_ or [])
+        judged = judge_sample(settings, prompts=prompts, repeats=repeats, gold=gold)
+    found = diagnose(judged)
+    table = Table("of the reward", "value", "95 % interval or count")
+    for line in found.lines():
+        table.add_row(*line)
+    console.print(table)
+    for number, advice in enumerate(advise(found), 1):
+        console.print(f"{number}. {advice}", markup=False)
+
+
 @app.command("plan")
 def plan_command(
     config: ConfigPath,

@@ -35,7 +35,9 @@ def _can_anything_be_learned(found: Diagnosis) -> list[str]:
             ]
         return []
     if j.high <= 0.0:
-        return [f"J = {j.value:.2f}, surely below 0: right completions are paid less; training would unlearn the task"]
+        return [
+            f"J = {j.value:.2f}, surely below 0: right completions are paid less; training would unlearn the task"
+        ]
     if j.low <= 0.0:
         return [
             f"J = {j.value:.2f} [{j.low:.2f}, {j.high:.2f}] may be 0: from this sample it is not known whether anything can be "
@@ -46,7 +48,7 @@ def _can_anything_be_learned(found: Diagnosis) -> list[str]:
 
 def _gold_needed(j: float) -> int:
     """Verdicts, half of them right, whose interval of J excludes 0 at a true J of max(j, 0.1): (1.96 / J)^2 at rates near 1/2."""
-    return round((1.96 / max(j, 0.1)) ** 2, -1) + 10
+    return int(round((1.96 / max(j, 0.1)) ** 2, -1)) + 10
 
 
 def _noise(found: Diagnosis) -> list[str]:
@@ -79,7 +81,9 @@ def _biases(found: Diagnosis) -> list[str]:
         lines.append(f"completions with {word!r} are paid {difference:+.2f}: look whether they deserve it")
     for names, correlation in found.disagreement.items():
         if correlation < LENGTH_MATTERS:
-            lines.append(f"reward functions {names} agree little (rank correlation {correlation:+.2f}): their sum may reward neither")
+            lines.append(
+                f"reward functions {names} agree little (rank correlation {correlation:+.2f}): their sum may reward neither"
+            )
     return lines
 
 
@@ -105,4 +109,6 @@ def _enough(rate: float) -> int:
 def _missing(found: Diagnosis) -> list[str]:
     if found.missing <= MUCH_MISSING:
         return []
-    return [f"{found.missing:.0%} of the rewards are missing: those completions teach nothing; look at the reward's errors"]
+    return [
+        f"{found.missing:.0%} of the rewards are missing: those completions teach nothing; look at the reward's errors"
+    ]

@@ -9,7 +9,7 @@ is estimated with exact binomial intervals (Clopper and Pearson 1934); without g
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -98,6 +98,36 @@ class Diagnosis:
     group: int
     """Completions a prompt, the most common number."""
 
+    def lines(self) -> list[tuple[str, str, str]]:
+        """Name, value, interval or count of everything that is known, for people."""
+
+        def share(name: str, x: float | None, note: str = "") -> list[tuple[str, str, str]]:
+            return [] if x is None else [(name, f"{x:.3f}", note)]
+
+        def rate(name: str, x: Rate | None) -> list[tuple[str, str, str]]:
+            return [] if x is None else [(name, f"{x.value:.3f}", f"{x.low:.3f} .. {x.high:.3f}, of {x.of}")]
+
+        return [
+            ("completions", str(self.completions), f"{self.prompts} prompts, {self.group} each"),
+            (
+                "mean, standard deviation",
+                f"{self.mean:.3f}, {self.spread:.3f}",
+                "0/1" if self.binary else "any number",
+            ),
+            *share("missing", self.missing),
+            *share("different when scored again", self.repeat_share),
+            *share("variance between scorings", self.repeat_variance, "share of the whole variance"),
+            *share("prompts with equal rewards only", self.ties),
+            *share("rank correlation with length", self.length_correlation, "within prompts"),
+            *((f"paid for {word!r}", f"{x:+.3f}", "within prompts") for word, x in self.keywords),
+            *((f"rank correlation of {names}", f"{x:+.3f}", "") for names, x in self.disagreement.items()),
+            *rate("rho+ = P(1 | gold 0)", self.false_positive),
+            *rate("rho- = P(0 | gold 1)", self.false_negative),
+            *rate("J = 1 - rho+ - rho-", self.informativeness),
+            *share("mean gold verdict", self.gold_mean),
+            *share("prompts with mixed gold verdicts", self.mixed),
+        ]
+
 
 def diagnose(judged: Sequence[Judged]) -> Diagnosis:
     """The numbers.
@@ -133,9 +163,7 @@ def diagnose(judged: Sequence[Judged]) -> Diagnosis:
         repeat_share=repeat_share,
         repeat_variance=repeat_variance,
         disagreement=_disagreement(known),
-        length_correlation=_correlation(
-            centred, _within(np.array([float(j.length) for j in known]), groups)
-        ),
+        length_correlation=_correlation(centred, _within(np.array([float(j.length) for j in known]), groups)),
         keywords=_keywords(known, centred),
         ties=float(np.mean([np.ptp(rewards[rows]) == 0 for rows in several])) if several else 0.0,
         false_positive=channel[0],
@@ -238,7 +266,9 @@ def read_judged(path: Path) -> list[Judged]:
 
 def _judged(line: str, where: str) -> Judged:
     def fail(problem: str) -> DataError:
-        return DataError(f"{where}: {problem}; each line is an object with completion, reward and prompt_id or prompt")
+        return DataError(
+            f"{where}: {problem}; each line is an object with completion, reward and prompt_id or prompt"
+        )
 
     try:
         row: Any = json.loads(line)
@@ -262,5 +292,3 @@ def _judged(line: str, where: str) -> Judged:
         gold=None if gold is None else float(gold),
         parts=row.get("parts"),
     )
-
-
