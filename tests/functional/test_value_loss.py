@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.functional.mutants import assert_catches, close
 from vrpo.errors import ConfigError
-from vrpo.functional import value_mse_loss
+from vrpo.functional import read_values, value_cross_entropy, value_mse_loss
 
 
 def minibatch(seed: int) -> tuple[torch.Tensor, ...]:
@@ -92,3 +92,43 @@ def test_targets_and_old_values_are_data():
     assert v.grad is not None
     assert target.grad is None
     assert old.grad is None
+
+
+def test_bce_is_the_cross_entropy_of_a_probability():
+    raw, target = torch.tensor([[0.0], [2.0]]), torch.tensor([1.0, 0.25])
+    p = 1 / (1 + math.exp(-2.0))
+    expected = torch.tensor([math.log(2.0), -0.25 * math.log(p) - 0.75 * math.log(1 - p)])
+    torch.testing.assert_close(value_cross_entropy(raw, target, "bce"), expected)
+    torch.testing.assert_close(read_values(raw, "bce"), torch.tensor([0.5, p]))
+
+
+@pytest.mark.parametrize("target", [-1.0, -0.3, 0.0, 0.5, 1.0])
+def test_hl_gauss_is_smallest_where_the_value_is_the_target(target):
+    """The target's own shares as probabilities: their mean is the target but for the cut tails, and the loss is their entropy."""
+    raw = torch.zeros(1, 51, requires_grad=True)
+    value_cross_entropy(raw, torch.tensor([target]), "hl_gauss").sum().backward()
+    shares = (1 / 51 - raw.grad[0]).clamp(min=1e-12)  # the gradient of a cross-entropy is p - shares
+    assert float(shares.sum()) == pytest.approx(1.0, abs=1e-5)
+    at_best = shares.log()[None]
+    assert float(read_values(at_best, "hl_gauss")) == pytest.approx(target, abs=1e-3)
+    other = value_cross_entropy(torch.zeros(1, 51), torch.tensor([target]), "hl_gauss")
+    assert float(value_cross_entropy(at_best, torch.tensor([target]), "hl_gauss")) < float(other)
+
+
+@pytest.mark.parametrize(("kind", "targets"), [("bce", (0.0, 1.0)), ("hl_gauss", (0.0, 1.0))])
+def test_the_optimum_of_a_cross_entropy_is_the_mean_return(kind, targets):
+    returns = torch.tensor([targets[1]] * 7 + [targets[0]] * 3)
+    raw = torch.zeros(1, 51 if kind == "hl_gauss" else 1, requires_grad=True)
+    optimizer = torch.optim.Adam([raw], lr=0.1)
+    for _ in range(400):
+        optimizer.zero_grad()
+        value_cross_entropy(raw.expand(10, -1), returns, kind).mean().backward()
+        optimizer.step()
+    assert float(read_values(raw.detach(), kind)) == pytest.approx(0.7, abs=0.01)
+
+
+@pytest.mark.parametrize(("kind", "target"), [("bce", 1.2), ("bce", -0.1), ("hl_gauss", 1.5)])
+def test_returns_that_do_not_fit_are_refused(kind, target):
+    raw = torch.zeros(1, 51 if kind == "hl_gauss" else 1)
+    with pytest.raises(ConfigError, match=rf"critic.regression={kind} got the return {target:g}"):
+        value_cross_entropy(raw, torch.tensor([target]), kind)

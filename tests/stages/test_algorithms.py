@@ -56,6 +56,48 @@ def test_length_adaptive_lambda_replaces_lambda():
     assert done.advantages[0, 1] == pytest.approx(0.1 + (0.2 + 0.2 / 3) / 3)
 
 
+def judged(values):
+    """Two responses of one token, paid 1 and 0, with these values before them."""
+    return make_batch(
+        (1, 1),
+        prompt=1,
+        scores=(1.0, 0.0),
+        groups=(0, 1),
+        values=torch.tensor(values)[:, None],
+        bootstrap=torch.zeros(2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "trust", "expected"),
+    [
+        ((0.1, 0.9), "full", (0.9, -0.9)),
+        ((0.1, 0.9), "gate", (0.5, -0.5)),  # EV = 1 - .81 / .25 < 0: the mean return is the baseline
+        ((0.7, 0.3), "gate", (0.3, -0.3)),  # EV = 1 - .09 / .25 = .64 > 0
+        ((0.1, 0.9), "soft", (0.5, -0.5)),
+        ((0.7, 0.3), "soft", (1 - (0.64 * 0.7 + 0.36 * 0.5), -(0.64 * 0.3 + 0.36 * 0.5))),
+    ],
+)
+def test_a_critic_is_trusted_as_far_as_it_explains(values, trust, expected):
+    done = annotate(judged(values), critic_trust=trust)
+    assert done.advantages[:, 0].tolist() == pytest.approx(expected, abs=1e-6)
+    assert done.targets[:, 0].tolist() == [1.0, 0.0]  # what the critic learns does not change
+
+
+def test_lambda_is_1_without_trust():
+    # EV < 0: the reward reaches the first token in full although lam = .5
+    batch = valued(
+        lengths=(2, 2), scores=(1.0, 0.0), values=((0.0, 0.0, 0.0), (0.0, 1.0, 1.0)), bootstrap=(0.0, 0.0)
+    )
+    done = annotate(batch, critic_trust="gate")
+    torch.testing.assert_close(done.advantages, torch.tensor([[0.0, 0.5, 0.5], [0.0, -0.5, -0.5]]))
+
+
+def test_without_spread_nothing_is_trusted_and_nothing_is_learned():
+    done = annotate(judged((0.3, 0.7)).with_(rewards=torch.zeros(2, 1)), critic_trust="soft")
+    assert torch.equal(done.advantages, torch.zeros(2, 1))
+
+
 def test_kl_penalty_is_part_of_the_reward():
     batch = valued()
     ref = torch.where(batch.mask, batch.old_logp - 0.5, 0.0)  # k1 = .5 nats a token

@@ -242,3 +242,47 @@ def test_values_do_not_depend_on_the_microbatch(make_policy):
         chosen, expected = other.selected_entropy & ~first, results[0].selected_entropy & ~first
         assert torch.equal(chosen, expected)
         assert bool(expected.any())
+
+
+@pytest.mark.parametrize("regression", ["bce", "hl_gauss"])
+def test_a_cross_entropy_does_not_depend_on_the_split_and_learns(make_policy, regression):
+    _, critic, objective = build(make_policy, regression=regression, features="uncertainty")
+    whole = annotated().with_(features=torch.rand(4, 5, 7, generator=torch.Generator().manual_seed(1)))
+    loss_of(objective, critic, whole)[0].backward()
+    expected = gradients(critic)
+    critic.zero_grad()
+    for rows in torch.arange(4).split([1, 3]):
+        part = whole.select(rows)
+        loss_of(objective, critic, part, denominators=Denominators.of(whole))[0].backward()
+    for name, gradient in gradients(critic).items():
+        if expected[name] is not None:
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+    optimizer = torch.optim.Adam(critic.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss, sums = loss_of(objective, critic, whole)
+        losses.append(sums["loss"])
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+
+
+def test_the_reference_feeds_the_uncertainty_branch(make_policy):
+    policy, critic, objective = build(make_policy, features="uncertainty")
+    assert objective.uses_reference and objective.reads_features
+    batch, reference = make_batch(), policy.reference()
+    both = [
+        evaluate_batch(
+            batch, reference=reference, critic=critic, objective=objective, state=CriticState(), temperature=1.0,
+            split=Splitter(size, None, 0), with_features=True,
+        )[0]
+        for size in (4, 1)
+    ]  # fmt: skip
+    torch.testing.assert_close(both[0].features, both[1].features, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both[0].values, both[1].values, rtol=1e-4, atol=1e-5)
+    last = batch.attention_mask.sum(dim=1) - 1
+    surprise = torch.where(batch.mask, -both[0].ref_logp, 0.0).sum(dim=1)
+    torch.testing.assert_close(
+        torch.expm1(both[0].features[torch.arange(4), last, 1]), surprise, rtol=1e-4, atol=1e-4
+    )

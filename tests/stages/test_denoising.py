@@ -107,7 +107,10 @@ def test_it_learns_which_response_is_right_and_how_noisy_the_reward_is(make_poli
     assert metrics["denoiser/false_positive"] == pytest.approx(false_positive, abs=0.03)
     # while beliefs are short of 1, some of the flips of right responses pass for wrong ones: rho- comes out low
     seen_accuracy = float((seen == right.float()).float().mean())
-    assert metrics["denoiser/accuracy"] > seen_accuracy + 0.1 and metrics["denoiser/corr"] > metrics["denoiser/corr_seen"]
+    assert (
+        metrics["denoiser/accuracy"] > seen_accuracy + 0.1
+        and metrics["denoiser/corr"] > metrics["denoiser/corr_seen"]
+    )
     assert float(done.denoised[right].mean()) > float(done.denoised[~right].mean()) + 0.3
 
 

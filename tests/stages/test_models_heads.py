@@ -79,11 +79,11 @@ def test_scalar_head_is_a_dot_product_and_keeps_nothing_back():
 @pytest.mark.parametrize("d", [16, 128, 576])
 def test_first_values_are_near_zero_and_sigma_is_near_one(d):
     hidden = torch.randn(256, d, generator=generator(1))  # unit scale, as after a norm
-    head = build_head(learning.BottleneckHead(), d, generator=generator(2))
+    head = build_head(learning.CriticConfig(head=learning.BottleneckHead()), d, generator=generator(2))
     _, logvar = head.encoder(hidden).chunk(2, dim=-1)
     assert logvar.abs().max() < 0.1
     assert head(hidden, None).values.abs().max() < 0.5
-    scalar = build_head(learning.ScalarHead(), d, generator=generator(2))
+    scalar = build_head(learning.CriticConfig(), d, generator=generator(2))
     assert scalar(hidden, None).values.abs().max() < 1.5
     assert scalar.output.weight.std().item() == pytest.approx(1 / (d + 1), rel=0.6)
 
@@ -95,7 +95,9 @@ def test_default_latent_dim_is_an_eighth_between_16_and_256():
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10_000), tokens=st.integers(0, 5))
 def test_without_noise_values_are_deterministic_and_equal_the_zero_noise_sample(seed, tokens):
-    head = build_head(learning.BottleneckHead(latent_dim=3), 8, generator=generator(seed))
+    head = build_head(
+        learning.CriticConfig(head=learning.BottleneckHead(latent_dim=3)), 8, generator=generator(seed)
+    )
     hidden = torch.randn(tokens, 8, generator=generator(seed + 1))
     mean = head(hidden, None)
     assert torch.equal(mean.values, head(hidden, None).values)
@@ -104,7 +106,7 @@ def test_without_noise_values_are_deterministic_and_equal_the_zero_noise_sample(
 
 
 def test_values_are_fp32_from_bf16_features_under_autocast():
-    head = build_head(learning.BottleneckHead(), 16, generator=generator())
+    head = build_head(learning.CriticConfig(head=learning.BottleneckHead()), 16, generator=generator())
     hidden = torch.randn(4, 16, generator=generator(1)).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = head(hidden, None)
@@ -115,8 +117,36 @@ def test_values_are_fp32_from_bf16_features_under_autocast():
 def test_fresh_heads_come_from_the_generator_and_leave_the_global_state_alone():
     before = torch.get_rng_state()
     first, again, other = (
-        build_head(learning.BottleneckHead(), 16, generator=generator(s)).state_dict() for s in (5, 5, 6)
+        build_head(
+            learning.CriticConfig(head=learning.BottleneckHead()), 16, generator=generator(s)
+        ).state_dict()
+        for s in (5, 5, 6)
     )
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert not torch.equal(first["encoder.weight"], other["encoder.weight"])
+
+
+@pytest.mark.parametrize("regression", ["mse", "bce", "hl_gauss"])
+@pytest.mark.parametrize(
+    "head", [learning.ScalarHead(), learning.BottleneckHead(latent_dim=3)], ids=lambda h: h.type
+)
+def test_every_head_gives_values_in_every_regression(head, regression):
+    config = learning.CriticConfig(head=head, regression=regression)
+    found = build_head(config, 8, generator=generator())(torch.randn(5, 8, generator=generator(1)), None)
+    assert found.values.shape == (5,) and found.raw.shape == (5, 51 if regression == "hl_gauss" else 1)
+    start = 0.5 if regression == "bce" else 0.0
+    torch.testing.assert_close(found.values, torch.full((5,), start), atol=1.0, rtol=0.0)
+
+
+def test_an_uncertainty_branch_says_nothing_at_first_and_learns_apart_from_the_head():
+    plain = learning.CriticConfig(head=learning.BottleneckHead(latent_dim=3))
+    informed = plain.model_copy(update={"features": "uncertainty"})
+    hidden, features = torch.randn(4, 8), torch.rand(4, 7)
+    one, other = (build_head(config, 8, generator=generator()) for config in (plain, informed))
+    assert torch.equal(one(hidden, None).values, other(hidden, None, features).values)
+    other(hidden, None, features).values.sum().backward()
+    assert float(other.branch.output.weight.grad.abs().sum()) > 0.0
+    with torch.no_grad():
+        other.branch.output.bias.fill_(0.25)
+    torch.testing.assert_close(other(hidden, None, features).values, one(hidden, None).values + 0.25)

@@ -90,7 +90,7 @@ def test_columns_and_answers():
     assert sorted(task.answers("answer")) == [0, 1, 2]
     with pytest.raises(DataError, match="no column 'gold'"):
         task.answers("gold")
-    assert build_task(ArithmeticTask(), TOKENIZER).columns == {"answer", "problem", "operation", "source"}
+    assert build_task(ArithmeticTask(), TOKENIZER).columns == {"answer", "work", "problem", "operation", "source"}
     assert len(list(task.train_prompts())) == 13
 
 
@@ -270,3 +270,9 @@ def test_encoding_leaves_messages_alone():
     before = json.dumps(messages)
     encode(messages, CHAT_TOKENIZER, chat=None, system_prompt="s")
     assert json.dumps(messages) == before
+
+
+def test_work_is_every_result_on_the_way():
+    assert Problem("add", (7, 58, 3, 41)).work == "65,68,109"
+    assert Problem("sub", (5, 9)).work == "-4" == Problem("sub", (5, 9)).answer
+    assert Problem("mod", (17, 10, 4)).work == "7,3" and Problem("max", (3, 9, 5)).work == "9,9"

@@ -1,6 +1,6 @@
 """What the critic minimises: the value loss, the bottleneck's price and the semantic losses.
 
-    L_V = 1/2 mean_M (V_t - R_t)^2 + beta mean_M KL_t + L_sem
+    L_V = 1/2 mean_M (V_t - R_t)^2 + beta mean_M KL_t + L_sem       (or a cross-entropy: critic.regression)
     literal:  L_sem = lam_H mean_{S_H} H(p_t) + lam_P mean_{S_P} min(nll_t, 10)
     kl_ref:   L_sem = lam_H mean_{S_H} KL(p_ref || p_t) + lam_P mean_{S_P} KL(p_ref || p_t)
 
@@ -28,9 +28,11 @@ from vrpo.functional import (
     quantile_threshold,
     token_entropy_and_nll,
     uncertain_tokens,
+    value_cross_entropy,
     value_mse_loss,
 )
 from vrpo.models.critic import Critic
+from vrpo.models.heads import HeadOutput
 from vrpo.rng import stream
 from vrpo.types import Batch
 
@@ -186,24 +188,31 @@ class CriticObjective:
             self._noise(critic, batch, noise_labels),
             None if batch.features is None else batch.features[at],
         )
-        values = torch.zeros_like(batch.old_logp).masked_scatter(batch.mask, output.values)
-        mse = value_mse_loss(
-            values,
+        value = self._regression(output, batch, denominators)
+        bottleneck = output.kl.sum() / denominators.tokens
+        semantic, sums = self._semantic(critic, states, batch, denominators, reference_states)
+        loss = value + beta * bottleneck + semantic
+        sums |= {
+            "loss": float(value.detach()) * denominators.tokens,
+            "kl": float(output.kl.detach().sum()),
+            "semantic": float(semantic.detach()) * denominators.tokens,
+        }
+        return loss, sums
+
+    def _regression(self, output: HeadOutput, batch: Batch, denominators: Denominators) -> Tensor:
+        """The value loss of the tokens that count, as a share of the optimizer step."""
+        assert batch.targets is not None, "annotate comes first"
+        if self.config.regression != "mse":
+            losses = value_cross_entropy(output.raw, batch.targets[batch.mask], self.config.regression)
+            return losses.sum() / denominators.tokens
+        return value_mse_loss(
+            torch.zeros_like(batch.old_logp).masked_scatter(batch.mask, output.values),
             batch.targets,
             batch.mask,
             num_tokens=denominators.tokens,
             old_values=batch.values if self.config.cliprange_value is not None else None,
             clip=self.config.cliprange_value,
         )
-        bottleneck = output.kl.sum() / denominators.tokens
-        semantic, sums = self._semantic(critic, states, batch, denominators, reference_states)
-        loss = mse + beta * bottleneck + semantic
-        sums |= {
-            "loss": float(mse.detach()) * denominators.tokens,
-            "kl": float(output.kl.detach().sum()),
-            "semantic": float(semantic.detach()) * denominators.tokens,
-        }
-        return loss, sums
 
     def _noise(self, critic: Critic, batch: Batch, labels: tuple[str | int, ...]) -> Tensor | None:
         """Standard normal draws [N, K] for the tokens that count, one named stream per sample."""

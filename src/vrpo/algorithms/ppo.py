@@ -15,9 +15,11 @@ from vrpo.algorithms.surrogate import clipped_surrogate
 from vrpo.config.learning import PpoConfig
 from vrpo.functional import (
     adaptive_kl_coef,
+    explained_variance,
     gae,
     kl_estimate,
     length_adaptive_lambda,
+    masked_mean,
     masked_whiten,
     token_rewards,
 )
@@ -42,21 +44,41 @@ class Ppo:
         # a response that ended has nothing after it; one that was cut may be worth V of where it was cut
         cut = batch.truncated if config.truncation == "bootstrap" else torch.zeros_like(batch.truncated)
         bootstrap = torch.where(cut, batch.bootstrap, torch.zeros_like(batch.bootstrap))
-        lam: float | Tensor = config.lam
-        if config.length_adaptive_alpha is not None:
-            lam = length_adaptive_lambda(batch.mask.sum(dim=1), alpha=config.length_adaptive_alpha)
-        advantages, _ = gae(rewards, batch.values, bootstrap, batch.mask, gamma=config.gamma, lam=lam)
         _, targets = gae(
+            rewards, batch.values, bootstrap, batch.mask, gamma=config.gamma, lam=config.lam_value
+        )
+        trust = self._trust(targets, batch)
+        advantages, _ = gae(
             rewards,
-            batch.values,
+            trust * batch.values + (1.0 - trust) * masked_mean(targets, batch.mask),
             bootstrap,
             batch.mask,
             gamma=config.gamma,
-            lam=config.lam_value,
+            lam=1.0 - trust * (1.0 - self._lam(batch)),
         )
         if config.whiten_advantages:
             advantages = masked_whiten(advantages, batch.mask, center=True)
         return batch.with_(advantages=advantages, targets=targets)
+
+    def _lam(self, batch: Batch) -> float | Tensor:
+        """GAE's lambda, one for all or one per response."""
+        if self.config.length_adaptive_alpha is None:
+            return self.config.lam
+        return length_adaptive_lambda(batch.mask.sum(dim=1), alpha=self.config.length_adaptive_alpha)
+
+    def _trust(self, targets: Tensor, batch: Batch) -> float:
+        """g in [0, 1]: what share of the values is the critic's, the rest is the step's mean return; lambda follows.
+
+        At g = 0 the advantage is R_t - mean(R), at g = 1 it is GAE. Gate of EVPO (arXiv:2604.19485), by this step's
+        explained variance before the update; `soft` and the lambda between are ours.
+        """
+        assert batch.values is not None, "the critic's values come first"
+        if self.config.critic_trust == "full":
+            return 1.0
+        explained = float(explained_variance(targets, batch.values, batch.mask))
+        if math.isnan(explained):  # all returns are equal: there is nothing to explain, and nothing to learn
+            return 0.0
+        return float(explained > 0.0) if self.config.critic_trust == "gate" else min(max(explained, 0.0), 1.0)
 
     def next_kl_coef(self, kl_coef: float, *, kl: float | None, responses: int) -> float:
         """The same, unless `kl_target` steers it."""

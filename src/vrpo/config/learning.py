@@ -23,6 +23,9 @@ class PpoConfig(Strict):
     """GAE lambda of the critic's targets; 1 with gamma 1 is the Monte-Carlo return whatever V says."""
     length_adaptive_alpha: float | None = Field(None, gt=0.0)
     """When set, lam is 1 - 1 / (alpha * length) per response (VAPO) and `lam` is not used."""
+    critic_trust: Literal["full", "gate", "soft"] = "full"
+    """How far advantages rely on the critic. `gate`: not at all in steps where its explained variance is not above 0 (EVPO),
+    the mean return is the baseline then; `soft`: in proportion to explained variance, and lam rises to 1 as it falls to 0."""
     cliprange: float = Field(0.2, gt=0.0, lt=1.0)
     """Lower clip: the ratio's gradient stops below 1 - cliprange."""
     cliprange_high: float = Field(0.28, gt=0.0)
@@ -124,6 +127,9 @@ class CriticConfig(Strict):
     """Start from this critic folder of an earlier run, or this model. null: a copy of the policy's initial model."""
     head: HeadConfig = ScalarHead()
     semantic: SemanticConfig = SemanticConfig()
+    regression: Literal["mse", "bce", "hl_gauss"] = "mse"
+    """How the value is regressed on returns: squared error; binary cross-entropy, for returns in [0, 1]; or cross-entropy
+    with a Gaussian over 51 bins of [-1.2, 1.2]."""
     features: Literal["none", "uncertainty"] = "none"
     """`uncertainty`: the head also reads the frozen model's surprisals and entropies of the response so far."""
     warmup_steps: int = Field(10, ge=0)
@@ -152,6 +158,11 @@ class CriticConfig(Strict):
 
     @model_validator(mode="after")
     def _clip_needs_means(self) -> "CriticConfig":
+        if self.cliprange_value is not None and self.regression != "mse":
+            raise ValueError(
+                f"cliprange_value clips a squared error, and regression={self.regression} has none; set cliprange_value: null or "
+                "regression: mse"
+            )
         if self.cliprange_value is not None and isinstance(self.head, BottleneckHead) and self.head.sample:
             raise ValueError(
                 "cliprange_value with a sampled bottleneck takes sampling noise for an update; "

@@ -36,11 +36,18 @@ from vrpo.functional.returns import length_adaptive_lambda, token_rewards
 from vrpo.functional.sampling import SampledTokens, sample_tokens
 from vrpo.functional.semantic import clamped_nll, ema, quantile_threshold, uncertain_tokens
 from vrpo.functional.uncertainty import UNCERTAINTY_FEATURES, uncertainty_features
-from vrpo.functional.value_losses import value_mse_loss
+from vrpo.functional.value_losses import (
+    Regression,
+    outputs_of,
+    read_values,
+    value_cross_entropy,
+    value_mse_loss,
+)
 
 __all__ = [
     "UNCERTAINTY_FEATURES",
     "PolicyLoss",
+    "Regression",
     "SampledTokens",
     "adaptive_kl_coef",
     "auc",
@@ -65,9 +72,11 @@ __all__ = [
     "masked_sum",
     "masked_var",
     "masked_whiten",
+    "outputs_of",
     "posterior_rewards",
     "ppo_clip_loss",
     "quantile_threshold",
+    "read_values",
     "reparameterise",
     "sample_tokens",
     "sibling_ranking_accuracy",
@@ -76,6 +85,7 @@ __all__ = [
     "token_rewards",
     "uncertain_tokens",
     "uncertainty_features",
+    "value_cross_entropy",
     "value_mse_loss",
     "verdict_nll",
     "zscore",

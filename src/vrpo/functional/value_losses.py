@@ -1,4 +1,11 @@
-"""The critic's regression loss."""
+"""The critic's regression: what a head's outputs mean as a value, and what is minimised.
+
+mse        V = o                        1/2 (V - R)^2
+bce        V = sigmoid(o)               -R log V - (1 - R) log(1 - V), for returns in [0, 1]
+hl_gauss   V = sum_i p_i c_i            cross-entropy of p = softmax(o) with a Gaussian around R, in bins with centres c_i
+"""
+
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -6,6 +13,75 @@ from torch import Tensor
 
 from vrpo.errors import ConfigError
 from vrpo.functional.masked import masked_sum, zero_where_false
+
+Regression = Literal["mse", "bce", "hl_gauss"]
+
+BINS, LOWEST, HIGHEST = 51, -1.2, 1.2
+"""Bins of `hl_gauss` and their support, for returns in [-1, 1]."""
+SIGMA_IN_BINS = 0.75
+"""Standard deviation of its target in bin widths, the ratio of arXiv:2403.03950."""
+
+
+def outputs_of(kind: Regression) -> int:
+    """Numbers a head gives for one value."""
+    return BINS if kind == "hl_gauss" else 1
+
+
+def read_values(raw: Float[Tensor, "N K"], kind: Regression) -> Float[Tensor, " N"]:
+    """V from a head's outputs, reward units, fp32."""
+    raw = raw.float()
+    match kind:
+        case "mse":
+            return raw.squeeze(-1)
+        case "bce":
+            return raw.squeeze(-1).sigmoid()
+        case "hl_gauss":
+            return raw.softmax(dim=-1) @ _centres(raw.device)
+
+
+def value_cross_entropy(
+    raw: Float[Tensor, "N K"], targets: Float[Tensor, " N"], kind: Literal["bce", "hl_gauss"]
+) -> Float[Tensor, " N"]:
+    """Cross-entropy of each value with its target, nats.
+
+    hl_gauss: the target's share of bin i is the mass of N(R, sigma^2) in it, divided by the mass in all bins. Source:
+    Farebrother et al. 2024, arXiv:2403.03950, eq. 3.3. A 0/1 return with flips makes the optimum of bce rho+ + J p, an affine
+    map of p that whitening removes.
+
+    Args:
+        raw: a head's outputs.
+        targets: R; data, takes no gradient.
+        kind: which of the two.
+
+    Raises:
+        ConfigError: a target lies outside what the loss can represent.
+    """
+    low, high = (0.0, 1.0) if kind == "bce" else (LOWEST, HIGHEST)
+    targets, raw = targets.detach().float(), raw.float()
+    outside = (targets < low - TOLERANCE) | (targets > high + TOLERANCE)
+    if bool(outside.any()):
+        raise ConfigError(
+            f"critic.regression={kind} got the return {targets[outside][0].item():g}, it takes returns from {low:g} to {high:g}; "
+            "scale the reward, or use critic.regression: mse"
+        )
+    if kind == "bce":
+        return torch.nn.functional.binary_cross_entropy_with_logits(
+            raw.squeeze(-1), targets.clamp(low, high), reduction="none"
+        )
+    edges = torch.linspace(LOWEST, HIGHEST, BINS + 1, device=raw.device)
+    sigma = SIGMA_IN_BINS * (HIGHEST - LOWEST) / BINS
+    below = torch.special.ndtr((edges - targets[:, None]) / sigma)
+    shares = below.diff(dim=1) / (below[:, -1:] - below[:, :1])
+    return -(shares * raw.log_softmax(dim=-1)).sum(dim=-1)
+
+
+def _centres(device: torch.device) -> Float[Tensor, " K"]:
+    edges = torch.linspace(LOWEST, HIGHEST, BINS + 1, device=device)
+    return (edges[:-1] + edges[1:]) / 2
+
+
+TOLERANCE = 1e-4
+"""Returns may lie this far outside: sums of fp32 numbers do."""
 
 
 def value_mse_loss(

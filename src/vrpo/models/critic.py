@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from vrpo.config.learning import CriticConfig
 from vrpo.config.run import LoraConfig
 from vrpo.errors import ModelError
-from vrpo.functional import UNCERTAINTY_FEATURES
 from vrpo.models.backbone import shared_limit, states_at
 from vrpo.models.depth import keep_layers
 from vrpo.models.heads import BottleneckHead, HeadOutput, InformedHead, ScalarHead, ValueHead, build_head
@@ -283,8 +282,7 @@ def _copy_of_backbone(policy: Policy) -> tuple[nn.Module, bool]:
 
 def _fresh_head(config: CriticConfig, width: int, seed: int) -> ValueHead:
     generator = torch.Generator().manual_seed(stream_seed(seed, "critic-head"))
-    features = 0 if config.features == "none" else len(UNCERTAINTY_FEATURES)
-    return build_head(config.head, width, generator=generator, features=features)
+    return build_head(config, width, generator=generator)
 
 
 def _hidden_size(backbone: Any) -> int:
@@ -299,7 +297,12 @@ def _settings(head: ValueHead) -> dict[str, str | int]:
             kind = "scalar"
         case BottleneckHead():
             kind = "bottleneck"
-    return {"type": kind, "hidden_size": head.hidden_size, "latent_dim": head.latent_dim}
+    return {
+        "type": kind,
+        "hidden_size": head.hidden_size,
+        "latent_dim": head.latent_dim,
+        "regression": head.regression,
+    }
 
 
 def load_head(head: ValueHead, folder: Path) -> None:

@@ -3,7 +3,9 @@
     scalar       V = w . h + b
     bottleneck   mean, logvar = W_e h (logvar clamped);  z = mean + exp(logvar / 2) eps;  V = MLP(z), K -> 4K (SiLU) -> 1
                  KL = sum_k 1/2 (mean^2 + var - logvar - 1)
-    + branch     V + MLP(uncertainty features of the frozen model), F -> 32 (SiLU) -> 1
+    + branch     outputs + MLP(uncertainty features of the frozen model), F -> 32 (SiLU) -> outputs
+
+V is the last layer's output itself, its sigmoid, or the mean of 51 bins: see `functional.value_losses`.
 
 The bottleneck is the variational one of VRPO (arXiv:2508.03058); dimensions and initial values are ours
 (docs/algorithms/vrpo.md). Both heads compute in fp32 whatever the backbone runs in.
@@ -18,7 +20,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vrpo.config import learning
-from vrpo.functional import gaussian_kl, reparameterise
+from vrpo.functional import (
+    UNCERTAINTY_FEATURES,
+    Regression,
+    gaussian_kl,
+    outputs_of,
+    read_values,
+    reparameterise,
+)
 
 LOGVAR_RANGE = (-10.0, 4.0)
 """Limits of log sigma^2: sigma between 0.007 and 7.4, so that neither exp nor the KL can overflow."""
@@ -36,11 +45,14 @@ BRANCH_WIDTH = 32
 class HeadOutput:
     """What a head says about N tokens.
 
-    Example, bottleneck, two tokens: HeadOutput(values=tensor([.41, .07]), kl=tensor([3.2, 1.9]))
+    Example, bottleneck, two tokens: HeadOutput(values=tensor([.41, .07]), raw=tensor([[.41], [.07]]),
+    kl=tensor([3.2, 1.9]))
     """
 
     values: Float[Tensor, " N"]
     """V, reward units, fp32."""
+    raw: Float[Tensor, "N O"]
+    """What the last layer gives and V is read from, fp32; O = 1 but for hl_gauss."""
     kl: Float[Tensor, " N"]
     """KL(q(z|h) || N(0, I)), nats summed over the latent dimensions, fp32; 0 for the scalar head."""
 
@@ -51,31 +63,43 @@ class ScalarHead(nn.Module):
 
     latent_dim = 0
 
-    def __init__(self, hidden_size: int, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, hidden_size: int, *, generator: torch.Generator, regression: Regression = "mse"
+    ) -> None:
         super().__init__()
         self.hidden_size = hidden_size
-        self.output = _output_layer(hidden_size, generator)
+        self.regression: Regression = regression
+        self.output = _output_layer(hidden_size, generator, outputs_of(regression))
 
     def forward(
         self, hidden: Float[Tensor, "N d"], noise: Tensor | None, features: Tensor | None = None
     ) -> HeadOutput:
         """Values of N tokens; there is no latent variable, so `noise` is not read, nor are `features`."""
         with torch.autocast(hidden.device.type, enabled=False):
-            values = self.output(hidden.float()).squeeze(-1)
-        return HeadOutput(values, torch.zeros_like(values))
+            raw = self.output(hidden.float())
+            values = read_values(raw, self.regression)
+        return HeadOutput(values, raw, torch.zeros_like(values))
 
 
 @final
 class BottleneckHead(nn.Module):
     """V read from a Gaussian code z of K dimensions."""
 
-    def __init__(self, hidden_size: int, latent_dim: int, *, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        latent_dim: int,
+        *,
+        generator: torch.Generator,
+        regression: Regression = "mse",
+    ) -> None:
         super().__init__()
         self.hidden_size = hidden_size
         self.latent_dim = latent_dim
+        self.regression: Regression = regression
         self.encoder = _linear(hidden_size, 2 * latent_dim, generator)
         self.inner = _linear(latent_dim, 4 * latent_dim, generator)
-        self.output = _output_layer(4 * latent_dim, generator)
+        self.output = _output_layer(4 * latent_dim, generator, outputs_of(regression))
         with torch.no_grad():
             self.encoder.weight[latent_dim:] *= LOGVAR_INIT_SCALE
 
@@ -96,35 +120,40 @@ class BottleneckHead(nn.Module):
             mean, logvar = self.encoder(hidden.float()).chunk(2, dim=-1)
             logvar = logvar.clamp(*LOGVAR_RANGE)
             z = mean if noise is None else reparameterise(mean, logvar, noise)
-            values = self.output(nn.functional.silu(self.inner(z))).squeeze(-1)
-            return HeadOutput(values, gaussian_kl(mean, logvar))
+            raw = self.output(nn.functional.silu(self.inner(z)))
+            return HeadOutput(read_values(raw, self.regression), raw, gaussian_kl(mean, logvar))
 
 
 @final
 class UncertaintyBranch(nn.Module):
-    """F features -> 32 (SiLU) -> 1, starting at exactly 0: until it has learned it says nothing."""
+    """F features -> 32 (SiLU) -> O, starting at exactly 0: until it has learned it says nothing."""
 
-    def __init__(self, features: int, *, generator: torch.Generator) -> None:
+    def __init__(self, features: int, outputs: int, *, generator: torch.Generator) -> None:
         super().__init__()
         self.inner = _linear(features, BRANCH_WIDTH, generator)
-        self.output = nn.utils.skip_init(nn.Linear, BRANCH_WIDTH, 1)
+        self.output = nn.utils.skip_init(nn.Linear, BRANCH_WIDTH, outputs)
         with torch.no_grad():
             self.output.weight.zero_()
             self.output.bias.zero_()
 
-    def forward(self, features: Float[Tensor, "N F"]) -> Float[Tensor, " N"]:
-        """One number for each of N states."""
-        return self.output(nn.functional.silu(self.inner(features))).squeeze(-1)
+    def forward(self, features: Float[Tensor, "N F"]) -> Float[Tensor, "N O"]:
+        """What is added to the head's outputs for N states."""
+        return self.output(nn.functional.silu(self.inner(features)))
 
 
 @final
 class InformedHead(nn.Module):
-    """Another head's value plus what the frozen model's uncertainty says: V = head(h) + branch(f)."""
+    """Another head's outputs plus what the frozen model's uncertainty says: head(h) + branch(f)."""
 
     def __init__(self, head: "ScalarHead | BottleneckHead", branch: UncertaintyBranch) -> None:
         super().__init__()
         self.head = head
         self.branch = branch
+
+    @property
+    def regression(self) -> Regression:
+        """How the head's outputs are read."""
+        return self.head.regression
 
     @property
     def hidden_size(self) -> int:
@@ -146,7 +175,8 @@ class InformedHead(nn.Module):
         assert features is not None, "a head with an uncertainty branch reads the batch's features"
         output = self.head(hidden, noise)
         with torch.autocast(hidden.device.type, enabled=False):
-            return HeadOutput(output.values + self.branch(features), output.kl)
+            raw = output.raw + self.branch(features)
+            return HeadOutput(read_values(raw, self.head.regression), raw, output.kl)
 
 
 ValueHead = ScalarHead | BottleneckHead | InformedHead
@@ -157,26 +187,25 @@ def default_latent_dim(hidden_size: int) -> int:
     return min(max(hidden_size // 8, 16), 256)
 
 
-def build_head(
-    config: learning.HeadConfig, hidden_size: int, *, generator: torch.Generator, features: int = 0
-) -> ValueHead:
-    """The head named by `config` with fresh weights drawn from `generator` (CPU).
+def build_head(config: learning.CriticConfig, hidden_size: int, *, generator: torch.Generator) -> ValueHead:
+    """The head of a critic section with fresh weights.
 
     Args:
-        config: the critic's head section.
+        config: the critic section.
         hidden_size: d of the backbone.
         generator: the CPU generator of the weights.
-        features: F, uncertainty features it reads besides; 0: none.
     """
     head: ScalarHead | BottleneckHead
-    match config:
+    match config.head:
         case learning.ScalarHead():
-            head = ScalarHead(hidden_size, generator=generator)
+            head = ScalarHead(hidden_size, generator=generator, regression=config.regression)
         case learning.BottleneckHead(latent_dim=latent_dim):
-            head = BottleneckHead(
-                hidden_size, latent_dim or default_latent_dim(hidden_size), generator=generator
-            )
-    return InformedHead(head, UncertaintyBranch(features, generator=generator)) if features else head
+            width = latent_dim or default_latent_dim(hidden_size)
+            head = BottleneckHead(hidden_size, width, generator=generator, regression=config.regression)
+    if config.features == "none":
+        return head
+    outputs = outputs_of(config.regression)
+    return InformedHead(head, UncertaintyBranch(len(UNCERTAINTY_FEATURES), outputs, generator=generator))
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
@@ -189,10 +218,13 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     return layer
 
 
-def _output_layer(inputs: int, generator: torch.Generator) -> nn.Linear:
-    """Weights from N(0, (1/(inputs + 1))^2), zero bias: a default layer can start at |V| of 16."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, 1)
+def _output_layer(inputs: int, generator: torch.Generator, outputs: int) -> nn.Linear:
+    """Weights from N(0, (1/(inputs + 1))^2), zero bias: a default layer can start at |V| of 16. Several outputs start at 0,
+    so that all bins are equally likely and V is the middle of their range."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
     with torch.no_grad():
         layer.weight.normal_(0.0, 1.0 / (inputs + 1), generator=generator)
+        if outputs > 1:
+            layer.weight.zero_()
         layer.bias.zero_()
     return layer

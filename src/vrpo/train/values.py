@@ -47,6 +47,8 @@ def evaluate_batch(
             found |= _read_reference(reference, micro, temperature=temperature)
         if with_features:
             features = uncertainty_features(found["ref_entropy"], -found["ref_logp"], micro.mask)
+            # behind its end a short response would otherwise depend on how long its neighbours are
+            features = torch.where(micro.attention_mask[..., None], features, 0.0)
             micro = micro.with_(features=features)  # noqa: PLW2901 (the same rows, with one field more)
             found["features"] = features
         if critic is not None:
