@@ -13,6 +13,7 @@ from vrpo.config import Config, SftConfig, apply_overrides, build, load, read_ya
 from vrpo.config.describe import all_keys, config_page
 from vrpo.config.learning import CriticConfig, GrpoConfig, ScalarHead
 from vrpo.errors import ConfigError
+from vrpo.study.config import read_study
 from vrpo.train.catalogue import catalogue_page
 
 ROOT = Path(__file__).parent.parent
@@ -209,3 +210,17 @@ def test_every_recipe_loads_and_is_complete(path):
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*/warmstart.yaml")), ids=lambda p: p.parent.name)
 def test_every_warm_start_loads(path):
     assert load(SftConfig, path).sft.steps > 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted([*ROOT.glob("recipes/*/study.yaml"), *ROOT.glob("recipes/*/tuning.yaml")]),
+    ids=lambda p: f"{p.parent.name}/{p.name}",
+)
+def test_every_cell_of_every_shipped_study_is_valid(path):
+    _, cells = read_study(path, [])
+    # a baseline with a part of VRPO left in it would compare VRPO with itself
+    for cell in cells:
+        if not cell.method.startswith("VRPO"):
+            assert cell.config.denoiser is None
+            assert cell.config.critic is None or cell.config.critic.features == "none"

@@ -80,6 +80,12 @@ CASES: dict[str, dict[str, Any]] = {
             ]
         },
     },
+    # 48 of 256 responses are kept: old ones leave the replay
+    "denoiser": {
+        "algorithm": "vrpo",
+        "critic": {"features": "uncertainty", "regression": "hl_gauss"},
+        "denoiser": {"learning_rate": 1e-3, "capacity": 48},
+    },
     "grpo": {"algorithm": "grpo", "rewards": {"noise": [{"type": "missing", "rate": 0.2}]}},
 }
 PLACES: dict[str, tuple[Any, str]] = {
@@ -87,6 +93,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "reward": (vrpo.rewards.RewardPipeline, "score"),
     "values": (loop, "evaluate_batch"),
     "critic": (loop, "update_critic"),
+    "denoiser": (loop, "update_denoiser"),
     "optimizer": (torch.optim.AdamW, "step"),
     "records": (folder.RunFolder, "append_step"),
     "evaluation": (folder.RunFolder, "append_evaluation"),

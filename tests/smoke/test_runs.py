@@ -129,6 +129,15 @@ CASES = {
     "grpo": {"algorithm": "grpo"},
     "lora": {"model": {"lora": {"rank": 4}}},
     "borrowed trunk": {"critic": {"trunk": "policy", "semantic": {"mode": "off"}}},
+    "denoiser, uncertainty features, cross-entropy, soft trust": {
+        "algorithm": {"type": "vrpo", "critic_trust": "soft"},
+        "critic": {"features": "uncertainty", "regression": "bce"},
+        "denoiser": {"learning_rate": 1e-3, "capacity": 40},
+    },
+    "grpo with a denoiser of known rates": {
+        "algorithm": "grpo",
+        "denoiser": {"learning_rate": 1e-3, "false_positive": 0.3, "false_negative": 0.3},
+    },
     "two layers, activations computed again, pieces by tokens": {
         "critic": {"layers": 2},
         "train": {"activation_checkpointing": True, "max_tokens_per_microbatch": 100},
@@ -140,6 +149,8 @@ CASES = {
 def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, changes):
     config = small(**changes)
     run(config, tmp_path / "whole")
+    if config.denoiser is not None:
+        assert all(line["denoiser/informativeness"] > 0 for line in lines(tmp_path / "whole"))
     # as if killed in step 4: a checkpoint of step 2, and records that run ahead of it with a torn last line
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     shutil.rmtree(tmp_path / "killed" / "checkpoints" / "step-4")
@@ -484,6 +495,16 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on(tmp_path):
     run(config, tmp_path / "run", resume=True)
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
     assert same(weights(tmp_path / "run", 4), weights(tmp_path / "whole", 4))
+
+
+def test_what_a_denoiser_cannot_take_is_said_in_one_line(tmp_path):
+    noise = [{"type": "gaussian", "scale": 0.5}]
+    with pytest.raises(RewardError, match="denoiser got the reward .*denoiser: null"):
+        run(small(rewards={"noise": noise}, denoiser={}), tmp_path / "run")
+    with pytest.raises(ConfigError, match="give both, or neither"):
+        small(denoiser={"false_positive": 0.3})
+    with pytest.raises(ConfigError, match="J <= 0"):
+        small(denoiser={"false_positive": 0.6, "false_negative": 0.5})
 
 
 def test_how_passes_are_cut_and_what_they_keep_reaches_the_run(tmp_path):

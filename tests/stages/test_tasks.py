@@ -90,7 +90,13 @@ def test_columns_and_answers():
     assert sorted(task.answers("answer")) == [0, 1, 2]
     with pytest.raises(DataError, match="no column 'gold'"):
         task.answers("gold")
-    assert build_task(ArithmeticTask(), TOKENIZER).columns == {"answer", "work", "problem", "operation", "source"}
+    assert build_task(ArithmeticTask(), TOKENIZER).columns == {
+        "answer",
+        "work",
+        "problem",
+        "operation",
+        "source",
+    }
     assert len(list(task.train_prompts())) == 13
 
 
