@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # small models: one thread a process is fastest, and results do not depend on the number of cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart quickstart-short test test-slow lint types imports cpu-tests kill-test fuzz docs clean
+.PHONY: quickstart quickstart-short study study-short test test-slow lint types imports cpu-tests kill-test fuzz docs clean
 
 quickstart: $(VENV)/.run          ## install, train VRPO, PPO and GRPO under 30 % flipped rewards, table, figure
 	$(BIN)/vrpo study recipes/quickstart --out runs/quickstart
@@ -17,7 +17,17 @@ quickstart-short: $(VENV)/.run    ## the same wiring in a few steps, for CI
 	$(BIN)/vrpo study recipes/quickstart --out runs/quickstart-short \
 	  --set train.steps=10 --set train.eval_every=5 --set train.eval_prompts=64
 
-test: lint types imports cpu-tests quickstart-short   ## everything CI runs
+study: $(VENV)/.run               ## the README's table and figures: 96 runs, about two hours on two cores; goes on where it stopped
+	$(BIN)/vrpo study recipes/chain_cpu --out runs/chain_study
+	$(BIN)/vrpo study recipes/arith_cpu --out runs/arith_study
+
+study-short: $(VENV)/.run         ## the same wiring with two seeds in a few steps, for CI
+	rm -rf runs/study-short
+	$(BIN)/vrpo study recipes/chain_cpu/short.yaml --out runs/study-short \
+	  --set train.steps=5 --set train.eval_every=5 --set train.eval_prompts=32 --set train.completions_per_step=64
+	test -s runs/study-short/study.html
+
+test: lint types imports cpu-tests quickstart-short study-short   ## everything CI runs
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -80,7 +80,7 @@ METRICS: dict[str, MetricDoc] = {
     "noise/frac_zero_std_seen": _D("share of groups whose seen rewards are all equal; NaN with one response a prompt", "under 0.5", "near 1: group baselines give no gradient"),
     "noise/frac_zero_std_clean": _D("share of groups whose clean rewards are all equal", "close to the seen one", "far above the seen one: noise makes dead groups look alive"),
     # critic, before the update
-    "val/explained_var": _D("1 - Var(R - V) / Var(R) over tokens, seen returns", "above 0.1 after warm-up; flips bound it by the clean share of Var(R)", "below 0: the critic is worse than a constant; more warm-up or critic epochs"),
+    "val/explained_var": _D("1 - Var(R - V) / Var(R) over tokens; R is the critic's target, denoised where that is done", "above 0.1 after warm-up; flips bound it by the clean share of Var(R)", "below 0: the critic is worse than a constant; more warm-up or critic epochs"),
     "val/explained_var_clean": _D("the same with the clean outcome as R", "above val/explained_var under noise", "below val/explained_var: the critic fits the noise"),
     "val/explained_var_decile_*": _D("explained variance on seen returns within each tenth of the response", "rises towards the end", "flat at 0: the critic ignores the response"),
     "val/mean": _D("mean V over tokens, reward units", "near val/return_mean", "far off: critic learning rate too low"),
@@ -104,7 +104,7 @@ METRICS: dict[str, MetricDoc] = {
     "val/selected_entropy": _D("mean over S_H of what its loss lowers, nats: the entropy of p (literal), KL(p_ref || p) (kl_ref)", "falls slowly", "near 0: the features have become over-confident"),
     "val/selected_nll": _D("mean over S_P of what its loss lowers, nats: min(nll, 10) (literal), KL(p_ref || p) (kl_ref)", "falls slowly", "at 10: the features have left the language"),
     # time
-    "time/*": _D("wall seconds of a phase: rollout, reward, values, critic, policy; step is the whole", "rollout dominates", "values or critic above policy by far: microbatch too small"),
+    "time/*": _D("wall seconds of a phase: rollout, reward, values, critic, denoiser, policy; step is the whole", "rollout dominates", "values or critic above policy by far: microbatch too small"),
     "tokens_per_second/*": _D("completion tokens over the seconds of: rollout; update (critic + policy); step", "steady", "falls: responses get longer, or the machine is shared"),
     "memory/peak_gib": _D("most memory taken so far: of the process on a CPU, of the device on a GPU; GiB", "level after the first steps; `vrpo plan` foretells it", "rises for ever: something keeps tensors"),
 }  # fmt: skip
