@@ -214,7 +214,13 @@ def test_every_warm_start_loads(path):
 
 @pytest.mark.parametrize(
     "path",
-    sorted([*ROOT.glob("recipes/*/study.yaml"), *ROOT.glob("recipes/*/tuning.yaml"), *ROOT.glob("recipes/*/short.yaml")]),
+    sorted(
+        [
+            *ROOT.glob("recipes/*/study.yaml"),
+            *ROOT.glob("recipes/*/tuning.yaml"),
+            *ROOT.glob("recipes/*/short.yaml"),
+        ]
+    ),
     ids=lambda p: f"{p.parent.name}/{p.name}",
 )
 def test_every_cell_of_every_shipped_study_is_valid(path):

@@ -129,7 +129,7 @@ def study_command(
     from vrpo.study.page import write_page
     from vrpo.study.results import collect, summary
     from vrpo.study.runner import run_cells
-    from vrpo.study.tables import comparison_table, results_table, to_rich
+    from vrpo.study.tables import ON_A_TERMINAL, comparison_table, results_table, to_rich
     from vrpo.train.folder import RunFolder
     from vrpo.train.preflight import check_files
 
@@ -148,7 +148,7 @@ def study_command(
         tables.append(comparison_table(rows))
     figures = draw_all(cells, rows, out)
     write_page(out / "study.html", title=_recipe_name(study), tables=tables, figures=figures, cells=cells)
-    for plain in tables:
+    for plain in (results_table(rows, ON_A_TERMINAL), *tables[1:]):
         console.print(to_rich(plain))
     console.print(
         f"page: {out / 'study.html'}   figures: {out / 'curves.png'} and others   numbers: {out / 'summary.json'}",

@@ -16,7 +16,9 @@ from vrpo.study.results import Row
 from vrpo.study.statistics import interquartile_mean
 from vrpo.train.folder import RunFolder
 
-COLOURS = ("#0b6e99", "#d9730d", "#6b6b6b", "#448361", "#9065b0", "#c14c8a")
+COLOURS = (
+    "#0b6e99", "#d9730d", "#6b6b6b", "#448361", "#9065b0", "#c14c8a", "#a3830b", "#3aa6a0", "#b5442c", "#5567c9", "#8c5a3c", "#1f1f1f",
+)  # fmt: skip
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -71,7 +73,7 @@ def _panels(
     noises = list(dict.fromkeys(cell.noise for cell in cells))
     colours = colours or _colours(cells)
     with mpl.rc_context(STYLE):
-        figure = _figure(1.2 + 4.2 * len(noises))
+        figure = _figure(2.8 + 4.2 * len(noises))
         panels = np.atleast_1d(figure.subplots(1, len(noises), sharey=True))
         for panel, noise in zip(panels, noises, strict=True):
             for method in dict.fromkeys(cell.method for cell in cells):
@@ -83,7 +85,8 @@ def _panels(
         seeds = len({cell.seed for cell in cells})
         title = None if seeds == 1 else f"interquartile mean and\n95 % interval, {seeds} seeds"
         panels[0].set_ylabel(label)
-        panels[0].legend(frameon=False, title=title)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, title=title, loc="outside right upper")
     return figure
 
 
@@ -138,7 +141,7 @@ def _accuracy_against_noise(cells: Sequence[Cell], rows: Sequence[Row]) -> Figur
     rates = _flip_rates(cells)
     colours = _colours(cells)
     with mpl.rc_context(STYLE):
-        figure = _figure(max(4.5, 1.5 + 1.3 * len(noises)))
+        figure = _figure(max(6.0, 3.0 + 1.3 * len(noises)))
         panel = figure.subplots()
         methods = list(colours)
         for number, method in enumerate(methods):
@@ -160,7 +163,7 @@ def _accuracy_against_noise(cells: Sequence[Cell], rows: Sequence[Row]) -> Figur
             panel.set_xticks(range(len(noises)), noises)
         panel.set_ylabel("final clean accuracy, held out")
         panel.grid(alpha=0.25, axis="y")
-        panel.legend(frameon=False)
+        figure.legend(frameon=False, loc="outside right upper")
     return figure
 
 

@@ -1,6 +1,6 @@
 """The tables of a study, for the terminal and for the page."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -25,6 +25,9 @@ COLUMNS = {
 }
 """Table heading -> number of a cell."""
 
+ON_A_TERMINAL = ("before", "final", "best", "seen", "clean", "EV clean", "denoised", "s/step")
+"""Headings that fit beside two names in 100 columns; the page shows all."""
+
 WITH_INTERVAL = ("final_greedy", "best_greedy", "area")
 CAPTION = (
     "Interquartile mean over seeds, under accuracies its 95 % bootstrap interval. before, final, best: held-out clean "
@@ -44,10 +47,17 @@ class Plain:
     rows: tuple[tuple[str, ...], ...]
 
 
-def results_table(rows: Sequence[Row]) -> Plain:
-    """One line per noise and method; columns that no method has are left out."""
+def results_table(rows: Sequence[Row], headings: Collection[str] = tuple(COLUMNS)) -> Plain:
+    """One line per noise and method.
+
+    Args:
+        rows: the study's.
+        headings: of the columns wanted; one that no method has a number for is left out all the same.
+    """
     noises = list(dict.fromkeys(row.noise for row in rows))
-    shown = {h: name for h, name in COLUMNS.items() if any(row.estimates[name] for row in rows)}
+    shown = {
+        h: name for h, name in COLUMNS.items() if h in headings and any(row.estimates[name] for row in rows)
+    }
     names = ("noise", "method") if len(noises) > 1 else ("method",)
     lines = tuple(
         ((row.noise, row.method) if len(noises) > 1 else (row.method,))
