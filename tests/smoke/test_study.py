@@ -98,7 +98,7 @@ def test_a_study_runs_resumes_and_reports(write, tmp_path):
     assert rows[0].values["final_greedy"] == (final["clean_greedy"],)
     assert json.loads(json.dumps(summary(rows, seconds=1.0)))["rows"][1]["method"] == "GRPO"
     tables = [results_table(rows), comparison_table(rows)]
-    assert [len(t.rows) for t in tables] == [2, 1] and to_rich(tables[0]).row_count == 2
+    assert [len(t.rows) for t in tables] == [2, 2] and to_rich(tables[0]).row_count == 2
     figures = draw_all(cells, rows, out)
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     write_page(out / "study.html", title="a <study>", tables=tables, figures=figures, cells=cells)
@@ -123,7 +123,7 @@ def test_a_cell_that_fails_is_named_with_its_reason(write, tmp_path):
 
 
 def row_of(method: str, finals: list[float]) -> Row:
-    values = {name: tuple(finals) for name in ("final_greedy",)}
+    values = {name: tuple(finals) for name in ("final_greedy", "final_sampled")}
     return Row(
         method=method,
         noise="none",
@@ -135,10 +135,11 @@ def row_of(method: str, finals: list[float]) -> Row:
 
 def test_the_first_method_is_compared_with_each_other_by_seed():
     ours, theirs = row_of("ours", [0.6, 0.5, 0.7, 0.8]), row_of("theirs", [0.5, 0.4, 0.6, 0.7])
-    (found,) = compare([ours, theirs])
+    found, sampled = compare([ours, theirs])
+    assert (found.by, sampled.by) == ("greedy", "sampled") and found.difference == sampled.difference
     assert found.difference.value == pytest.approx(0.1) and found.difference.low == pytest.approx(0.1)
     assert not found.apart and found.improvement.value == pytest.approx((10 + 0.5 * 3) / 16)
-    (apart,) = compare([row_of("a", [0.9, 0.91, 0.92, 0.93]), theirs])
+    apart, _ = compare([row_of("a", [0.9, 0.91, 0.92, 0.93]), theirs])
     assert apart.apart and apart.improvement.value == 1.0
 
 

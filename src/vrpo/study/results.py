@@ -34,13 +34,19 @@ class Row:
     """Name -> interquartile mean over the seeds that have the number; None where none has."""
 
 
+COMPARED = {"greedy": "final_greedy", "sampled": "final_sampled"}
+"""What methods are compared by, and the number that is: final clean accuracy on held-out prompts."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """The first method of a study against another, under one noise, by final clean accuracy."""
+    """The first method of a study against another, under one noise."""
 
     noise: str
     method: str
     other: str
+    by: str
+    """`greedy` or `sampled`."""
     difference: Estimate
     """Paired by seed, over the seeds both have."""
     improvement: Estimate
@@ -107,20 +113,22 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
     found: list[Comparison] = []
     for noise in dict.fromkeys(row.noise for row in rows):
         first, *others = [row for row in rows if row.noise == noise]
-        found += [_comparison(first, other) for other in others]
+        found += [_comparison(first, other, by) for other in others for by in COMPARED]
     return found
 
 
-def _comparison(first: Row, other: Row) -> Comparison:
-    ours, theirs = (dict(zip(row.seeds, row.values["final_greedy"], strict=True)) for row in (first, other))
+def _comparison(first: Row, other: Row, by: str) -> Comparison:
+    name = COMPARED[by]
+    ours, theirs = (dict(zip(row.seeds, row.values[name], strict=True)) for row in (first, other))
     pairs = [(a, b) for seed in ours if (a := ours[seed]) is not None and (b := theirs.get(seed)) is not None]
     left, right = [a for a, _ in pairs], [b for _, b in pairs]
-    mine, its = first.estimates["final_greedy"], other.estimates["final_greedy"]
+    mine, its = first.estimates[name], other.estimates[name]
     assert mine is not None and its is not None, "every finished run has a final accuracy"
     return Comparison(
         noise=first.noise,
         method=first.method,
         other=other.method,
+        by=by,
         difference=paired_difference(left, right),
         improvement=probability_of_improvement(left, right),
         apart=mine.apart_from(its),

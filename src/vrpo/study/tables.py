@@ -11,6 +11,7 @@ from vrpo.study.statistics import Estimate
 COLUMNS = {
     "before": "first_greedy",
     "final": "final_greedy",
+    "sampled": "final_sampled",
     "best": "best_greedy",
     "area": "area",
     "seen": "seen_reward",
@@ -25,15 +26,16 @@ COLUMNS = {
 }
 """Table heading -> number of a cell."""
 
-ON_A_TERMINAL = ("before", "final", "best", "seen", "clean", "EV clean", "denoised", "s/step")
+ON_A_TERMINAL = ("before", "final", "sampled", "seen", "clean", "EV clean", "denoised", "s/step")
 """Headings that fit beside two names in 100 columns; the page shows all."""
 
-WITH_INTERVAL = ("final_greedy", "best_greedy", "area")
+WITH_INTERVAL = ("final_greedy", "final_sampled", "best_greedy", "area")
 CAPTION = (
-    "Interquartile mean over seeds, under accuracies its 95 % bootstrap interval. before, final, best: held-out clean "
-    "accuracy, greedy; area: its mean over the steps. seen, clean: mean reward of the last training samples with and without "
-    "noise. KL: nats a response from the initial model, where it is computed. EV: explained variance of the critic before "
-    "its update. denoised: share of training samples whose clean verdict the denoised reward gets right."
+    "Interquartile mean over seeds, under accuracies its 95 % bootstrap interval. before, final, best: held-out clean accuracy, "
+    "greedy; sampled: the final one at the training temperature; area: mean of the greedy one over the steps. seen, clean: mean "
+    "reward of the last training samples with and without noise. KL: nats a response from the initial model, where it is "
+    "computed. EV: explained variance of the critic before its update. denoised: share of training samples whose clean verdict "
+    "the denoised reward gets right."
 )
 
 
@@ -76,6 +78,7 @@ def comparison_table(rows: Sequence[Row]) -> Plain:
         (
             c.noise,
             c.other,
+            c.by,
             interval(c.difference, signed=True),
             interval(c.improvement),
             "yes" if c.apart else "no",
@@ -86,7 +89,9 @@ def comparison_table(rows: Sequence[Row]) -> Plain:
         f"difference: final clean accuracy of {first} minus the other's, paired by seed. better: probability that a run of "
         f"{first} ends higher. apart: whether the two 95 % intervals of the table above do not touch."
     )
-    return Plain(f"{first} against", caption, ("noise", "other", "difference", "better", "apart"), lines)
+    return Plain(
+        f"{first} against", caption, ("noise", "other", "accuracy", "difference", "better", "apart"), lines
+    )
 
 
 def interval(estimate: Estimate, *, signed: bool = False) -> str:

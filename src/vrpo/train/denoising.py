@@ -12,7 +12,6 @@ others' losing, and the rates can be told apart from the belief.
 Ours; the paper's value model scores tokens, not whole responses (docs/algorithms/denoiser.md).
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
@@ -57,19 +56,6 @@ class Rates(nn.Module):
         """rho+, rho-."""
         rates = self.numbers if self.given else RATE_LIMIT * self.numbers.sigmoid()
         return rates[0], rates[1]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdicts:
-    """What the denoiser says about a step's responses, on the CPU.
-
-    Example, one flipped reward: Verdicts(belief=tensor([.9]), posterior=tensor([.8])) where the seen reward is 0
-    """
-
-    belief: Tensor
-    """[B] q, before the reward is looked at."""
-    posterior: Tensor
-    """[B] P(clean = 1 | seen, q)."""
 
 
 @final
@@ -122,7 +108,7 @@ class Denoiser:
             "denoiser/false_positive": false_positive,
             "denoiser/false_negative": false_negative,
             "denoiser/informativeness": informativeness,
-            **_quality(batch, Verdicts(belief=belief, posterior=posterior)),
+            **_quality(batch, belief, posterior),
         }
         return batch.with_(denoised=false_positive + informativeness * posterior), metrics
 
@@ -203,16 +189,16 @@ class Denoiser:
         self.past = Batch(sample_ids=names, **past) if past else None
 
 
-def _quality(batch: Batch, verdicts: Verdicts) -> Metrics:
-    """How well clean verdicts are told, where they are known and 0/1."""
+def _quality(batch: Batch, belief: Tensor, posterior: Tensor) -> Metrics:
+    """How well q [B] and P(clean = 1 | seen, q) [B] tell clean verdicts, where these are known and 0/1."""
     clean = batch.clean_scores
     known = batch.mask.any(dim=1) & ((clean == 0) | (clean == 1))
     if not bool(known.any()):
         return {}
     right = clean[known] > 0.5
     return {
-        "denoiser/accuracy": float(((verdicts.posterior[known] > 0.5) == right).float().mean()),
-        "denoiser/auc": float(auc(verdicts.belief[known], right)),
-        "denoiser/corr": float(masked_correlation(verdicts.posterior, clean.nan_to_num(), known)),
+        "denoiser/accuracy": float(((posterior[known] > 0.5) == right).float().mean()),
+        "denoiser/auc": float(auc(belief[known], right)),
+        "denoiser/corr": float(masked_correlation(posterior, clean.nan_to_num(), known)),
         "denoiser/corr_seen": float(masked_correlation(batch.scores, clean.nan_to_num(), known)),
     }

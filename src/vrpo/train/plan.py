@@ -27,6 +27,9 @@ def work_plan(config: Config, shape: ModelShape, *, prompt_tokens: int) -> dict[
         values += critic
         # a borrowed trunk is read, not trained
         plan["critic"] = config.critic.epochs * (1 if borrowed else 3) * critic * whole
+    if config.denoiser is not None:
+        values += forward
+        plan["denoiser"] = (1 + config.denoiser.replay) * 3 * forward * whole
     if values:
         plan["values"] = values * whole
     plan["policy"] = config.train.epochs * 3 * forward * whole
