@@ -214,19 +214,13 @@ def test_every_warm_start_loads(path):
 
 @pytest.mark.parametrize(
     "path",
-    sorted(
-        [
-            *ROOT.glob("recipes/*/study.yaml"),
-            *ROOT.glob("recipes/*/tuning.yaml"),
-            *ROOT.glob("recipes/*/short.yaml"),
-        ]
-    ),
+    sorted(p for p in ROOT.glob("recipes/*/*.yaml") if p.stem in {"study", "tuning", "short", "ablation"}),
     ids=lambda p: f"{p.parent.name}/{p.name}",
 )
 def test_every_cell_of_every_shipped_study_is_valid(path):
     _, cells = read_study(path, [])
     # a baseline with a part of VRPO left in it would compare VRPO with itself
     for cell in cells:
-        if not cell.method.startswith("VRPO"):
+        if cell.method.split()[0] in {"PPO", "GRPO"} and path.stem != "ablation":
             assert cell.config.denoiser is None
             assert cell.config.critic is None or cell.config.critic.features == "none"
