@@ -152,6 +152,10 @@ def live(config: Config, out: Path, prepare: Callable[[], None]) -> int:
         status = 0
     except Stopped as stopped:
         status = stopped.exit_code
+    except (
+        KeyboardInterrupt
+    ):  # before the run listens to signals, or after: nothing is at stake, and the command line says 130 too
+        status = 130
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
     finally:
