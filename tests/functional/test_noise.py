@@ -1,7 +1,5 @@
 """Noise on rewards, its inverse, and what a critic learns from it."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,9 +11,7 @@ from vrpo.functional import (
     debias_rewards,
     flip_rewards,
     length_bias,
-    posterior_rewards,
     value_mse_loss,
-    verdict_nll,
     zscore,
 )
 
@@ -138,55 +134,3 @@ def test_golden_zscore():
 @pytest.mark.parametrize("x", [[], [3.0], [0.1, 0.1, 0.1]])
 def test_zscore_without_spread_is_zero(x):
     assert torch.equal(zscore(torch.tensor(x)), torch.zeros(len(x)))
-
-
-@given(q=st.floats(0.02, 0.98), fp=st.floats(0.0, 0.45), fn=st.floats(0.0, 0.45))
-def test_the_posterior_is_bayes_rule_and_its_mean_is_the_belief(q, fp, fn):
-    seen = torch.tensor([0.0, 1.0])
-    found = posterior_rewards(seen, torch.full((2,), q), false_positive=fp, false_negative=fn).double()
-    likelihood = {1: (fn, 1 - fn), 0: (1 - fp, fp)}  # clean verdict -> P(seen 0), P(seen 1)
-    for reward in (0, 1):
-        joint = q * likelihood[1][reward], (1 - q) * likelihood[0][reward]
-        assert float(found[reward]) == pytest.approx(joint[0] / sum(joint), abs=1e-5)
-    p_seen = q * (1 - fn) + (1 - q) * fp
-    assert float(found[1]) * p_seen + float(found[0]) * (1 - p_seen) == pytest.approx(q, abs=1e-5)
-
-
-def test_without_noise_the_posterior_is_the_seen_reward():
-    seen = torch.tensor([0, 1, 1])
-    found = posterior_rewards(seen, torch.tensor([0.9, 0.1, 0.5]), false_positive=0.0, false_negative=0.0)
-    assert torch.equal(found, seen.float())
-
-
-def test_a_posterior_needs_binary_rewards_and_information():
-    half = torch.full((1,), 0.5)
-    with pytest.raises(RewardError, match=r"reward 0\.3"):
-        posterior_rewards(torch.tensor([0.3]), half, false_positive=0.1, false_negative=0.1)
-    with pytest.raises(ConfigError, match="J > 0"):
-        posterior_rewards(torch.ones(1), half, false_positive=0.5, false_negative=0.5)
-
-
-@given(q=st.floats(0.001, 0.999), fp=st.floats(0.0, 0.45), fn=st.floats(0.0, 0.45))
-def test_verdict_nll_is_the_cross_entropy_of_the_noisy_channel(q, fp, fn):
-    log_q = torch.tensor([math.log(q)] * 2)
-    found = verdict_nll(
-        log_q, torch.tensor([0.0, 1.0]), false_positive=torch.tensor(fp), false_negative=torch.tensor(fn)
-    )
-    p = fp + (1 - fp - fn) * q
-    # a probability under TINY = 1e-6 is replaced by it
-    assert float(found[1]) == pytest.approx(-math.log(p), rel=1e-3, abs=1e-4)
-    assert float(found[0]) == pytest.approx(-math.log(1 - p), rel=1e-3, abs=1e-4)
-
-
-def test_a_flip_cannot_make_an_unlikely_response_likely():
-    """The gradient on log q is -J q / (rho+ + J q) for a seen 1: small where q is, never beyond 1."""
-    log_q = torch.tensor([-12.0, -2.0, -0.01], requires_grad=True)
-    rates = {"false_positive": torch.tensor(0.3), "false_negative": torch.tensor(0.3)}
-    verdict_nll(log_q, torch.ones(3), **rates).sum().backward()
-    q = log_q.detach().exp()
-    torch.testing.assert_close(log_q.grad, -0.4 * q / (0.3 + 0.4 * q))
-    assert abs(float(log_q.grad[0])) < 1e-4 and float(log_q.grad.abs().max()) < 1.0
-    clean = torch.tensor([-12.0], requires_grad=True)  # without noise it counts in full
-    none = {"false_positive": torch.tensor(0.0), "false_negative": torch.tensor(0.0)}
-    verdict_nll(clean, torch.ones(1), **none).sum().backward()
-    assert float(clean.grad[0]) == pytest.approx(-1.0, abs=0.2)

@@ -83,6 +83,7 @@ def test_golden_ema():
     # nothing measured leaves it; nothing measured before is nothing seen yet
     assert ema(2.0, math.nan, decay=0.9) == 2.0
     assert ema(math.nan, 4.0, decay=0.9) == 4.0
+    assert ema(2.0, 4.0, decay=1.0) == 2.0  # fixed where it was first
 
 
 def test_golden_clamped_nll():

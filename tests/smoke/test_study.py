@@ -1,6 +1,7 @@
 """A study: its cells, its processes, its table and figure."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from vrpo.errors import CheckpointError, ConfigError
 from vrpo.study.config import read_study, slug
-from vrpo.study.figure import draw_all
+from vrpo.study.figure import SMOOTHING, _explained_variance, draw_all
 from vrpo.study.page import write_page
 from vrpo.study.results import Row, area_under_curve, collect, compare, summary
 from vrpo.study.runner import StudyError, run_cells
@@ -120,6 +121,18 @@ def test_a_cell_that_fails_is_named_with_its_reason(write, tmp_path):
     _, cells = read_study(write(seeds=[0], noise={"none": {}}), ["model.path=./nowhere"])
     with pytest.raises(StudyError, match=r"ppo_none_s0 failed: .*nowhere.*log\.txt"):
         run_cells(cells, tmp_path / "out", jobs=1, console=Console(quiet=True))
+
+
+def test_unknown_explained_variance_is_a_gap_and_not_0(write, tmp_path):
+    _, cells = read_study(write(seeds=[0], noise={"none": {}}), [])
+    folder = tmp_path / cells[0].folder
+    folder.mkdir()
+    known = [None] * SMOOTHING + [0.5, None] * (SMOOTHING // 2)
+    lines = [{"step": n, "val/explained_var_clean": x} for n, x in enumerate(known)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    steps, numbers = _explained_variance(cells[:1], tmp_path)
+    assert steps.tolist() == [SMOOTHING, 2 * SMOOTHING]
+    assert math.isnan(numbers[0, 0]) and numbers[0, 1] == 0.5
 
 
 def row_of(method: str, finals: list[float]) -> Row:

@@ -194,3 +194,22 @@ def test_grpo_kl_is_in_the_loss():
 def test_vrpo_is_ppo_with_another_critic():
     assert isinstance(build_algorithm(PpoConfig(type="vrpo")), Ppo)
     assert isinstance(build_algorithm(GrpoConfig()), Grpo)
+
+
+@pytest.mark.parametrize(
+    "build", [lambda c: Ppo(PpoConfig(entropy_coef=c)), lambda c: Grpo(GrpoConfig(entropy_coef=c))]
+)
+def test_the_entropy_bonus_is_the_mean_entropy_and_takes_a_gradient(build):
+    batch = make_batch().with_(advantages=torch.zeros_like(make_batch().old_logp))
+    mean = None
+    for coefficient in (0.0, 0.5, -0.5):
+        entropy = torch.full_like(batch.old_logp, 0.7).requires_grad_()
+        loss, sums = build(coefficient).loss(batch.old_logp, entropy, batch, num_tokens=batch.num_tokens)
+        # no advantage: the surrogate is 0, and what is left is -coefficient * 0.7 nats
+        assert float(loss.detach()) == pytest.approx(-coefficient * 0.7, abs=1e-6)
+        assert sums["loss"] == pytest.approx(float(loss.detach()) * batch.num_tokens, abs=1e-5)
+        if coefficient:
+            loss.backward()
+            mean = entropy.grad[batch.mask]
+            torch.testing.assert_close(mean, torch.full_like(mean, -coefficient / batch.num_tokens))
+    assert mean is not None

@@ -74,7 +74,7 @@ def test_gradient_does_not_depend_on_the_split_and_skips_missing_rewards(make_po
             if part.num_tokens:
                 denoiser.loss(part, responses=3)[0].backward()
         return [p.grad.clone() for p in denoiser.model.parameters() if p.grad is not None] + [
-            denoiser.rates.numbers.grad.clone()
+            denoiser.channel.numbers.grad.clone()
         ]
 
     rows = torch.arange(4).split(list(pieces))
@@ -148,7 +148,7 @@ def test_everything_comes_back_from_a_folder(make_policy, tmp_path):
     _, other = build(make_policy)
     other.load(tmp_path / "denoiser")
     assert torch.equal(denoiser._log_belief(batch), other._log_belief(batch))
-    assert torch.equal(denoiser.rates.numbers, other.rates.numbers)
+    assert torch.equal(denoiser.channel.numbers, other.channel.numbers)
     assert torch.equal(denoiser.past.input_ids, other.past.input_ids)
     for one in (denoiser, other):
         one.optimizer.zero_grad()
@@ -165,3 +165,39 @@ def test_algorithms_learn_from_the_denoised_reward():
     torch.testing.assert_close(ppo.advantages.max(dim=1).values, denoised.denoised)
     grpo = Grpo(GrpoConfig(scale="none")).annotate(denoised, kl_coef=0.0)
     torch.testing.assert_close(grpo.advantages[0].max(), torch.tensor(0.1))
+
+
+def test_real_valued_rewards_and_what_rides_on_them(make_policy):
+    """Two responses to one prompt: the first is right, the second earns as much again by what the verdict is not about."""
+    _, denoiser = build(make_policy, channel="gaussian")
+    batch = make_batch(lengths=(2, 2) * 100, scores=(1.0, 0.0) * 100, groups=(0,) * 200)
+    ids = batch.input_ids.clone()
+    ids[::2], ids[1::2] = ids[0].clone(), ids[1].clone()
+    noise = 0.5 * torch.randn(200, generator=torch.Generator().manual_seed(3))
+    seen = 5.0 + 2.0 * (batch.scores + noise)  # any scale
+    right = batch.scores > 0.5
+    batch = batch.with_(input_ids=ids, scores=seen, clean_scores=batch.scores)
+    for _ in range(400):
+        denoiser.denoise(batch, split=SPLIT)
+        denoiser.optimizer.zero_grad()
+        denoiser.loss(batch, responses=200)[0].backward()
+        denoiser.optimizer.step()
+    done, metrics = denoiser.denoise(batch, split=SPLIT)
+    assert metrics["denoiser/low"] == pytest.approx(float(seen[~right].mean()), abs=0.3)
+    assert metrics["denoiser/high"] == pytest.approx(float(seen[right].mean()), abs=0.3)
+    assert metrics["denoiser/std"] == pytest.approx(1.0, abs=0.15)
+    assert metrics["denoiser/corr"] > metrics["denoiser/corr_seen"] + 0.1
+    assert bool((done.denoised >= metrics["denoiser/low"] - 1e-4).all())
+    assert bool((done.denoised <= metrics["denoiser/high"] + 1e-4).all())
+
+
+def test_a_gaussian_channel_starts_at_the_first_rewards_that_differ_and_comes_back(make_policy, tmp_path):
+    _, denoiser = build(make_policy, channel="gaussian")
+    denoiser.denoise(make_batch(scores=(3.0, 3.0, 3.0, 3.0)), split=SPLIT)
+    denoiser.denoise(make_batch(scores=(4.0, 8.0, 4.0, 8.0)), split=SPLIT)
+    denoiser.denoise(make_batch(scores=(0.0, 1.0, 0.0, 1.0)), split=SPLIT)
+    assert denoiser.channel.levels() == (4.0, 8.0)
+    denoiser.save(tmp_path / "denoiser")
+    _, other = build(make_policy, channel="gaussian")
+    other.load(tmp_path / "denoiser")
+    assert other.channel.levels() == (4.0, 8.0)

@@ -44,14 +44,7 @@ class Grpo:
 
     def loss(self, logp: Tensor, entropy: Tensor, batch: Batch, *, num_tokens: int) -> tuple[Tensor, Sums]:
         """The clipped surrogate plus kl_coef * KL to the reference per token."""
-        loss, sums = clipped_surrogate(
-            logp,
-            entropy,
-            batch,
-            cliprange=self.config.cliprange,
-            cliprange_high=self.config.cliprange_high,
-            num_tokens=num_tokens,
-        )
+        loss, sums = clipped_surrogate(logp, entropy, batch, config=self.config, num_tokens=num_tokens)
         if self.uses_reference:
             assert batch.ref_logp is not None, "the reference's log-probabilities come first"
             kl = masked_sum(kl_estimate(logp, batch.ref_logp, kind=self.config.kl_estimator), batch.mask)

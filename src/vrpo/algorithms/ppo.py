@@ -91,14 +91,7 @@ class Ppo:
 
     def loss(self, logp: Tensor, entropy: Tensor, batch: Batch, *, num_tokens: int) -> tuple[Tensor, Sums]:
         """The clipped surrogate."""
-        return clipped_surrogate(
-            logp,
-            entropy,
-            batch,
-            cliprange=self.config.cliprange,
-            cliprange_high=self.config.cliprange_high,
-            num_tokens=num_tokens,
-        )
+        return clipped_surrogate(logp, entropy, batch, config=self.config, num_tokens=num_tokens)
 
     def _rewards(self, batch: Batch, kl_coef: float) -> Tensor:
         """r_t that policy and critic learn from, denoised where that is done, minus kl_coef * KL_t on the tokens that count."""

@@ -4,28 +4,32 @@ import torch
 from torch import Tensor
 
 from vrpo.algorithms.base import Sums
+from vrpo.config.learning import GrpoConfig, PpoConfig
 from vrpo.functional import masked_sum, ppo_clip_loss
 from vrpo.types import Batch
 
 
 def clipped_surrogate(
-    logp: Tensor, entropy: Tensor, batch: Batch, *, cliprange: float, cliprange_high: float, num_tokens: int
+    logp: Tensor, entropy: Tensor, batch: Batch, *, config: PpoConfig | GrpoConfig, num_tokens: int
 ) -> tuple[Tensor, Sums]:
-    """PPO-clip loss of an annotated micro-batch, and what `train.metrics` needs of it as sums over tokens."""
+    """PPO-clip loss of an annotated micro-batch, minus entropy_coef * H, and what `train.metrics` needs of it as sums."""
     assert batch.advantages is not None, "annotate comes before loss"
     policy = ppo_clip_loss(
         logp,
         batch.old_logp,
         batch.advantages,
         batch.mask,
-        clip_low=cliprange,
-        clip_high=cliprange_high,
+        clip_low=config.cliprange,
+        clip_high=config.cliprange_high,
         num_tokens=num_tokens,
     )
+    loss = policy.loss
+    if config.entropy_coef != 0.0:
+        loss = loss - config.entropy_coef * masked_sum(entropy, batch.mask) / num_tokens
     with torch.no_grad():
         size = batch.advantages.abs()
         sums = {
-            "loss": policy.loss * num_tokens,
+            "loss": loss * num_tokens,
             "clip_low": policy.clip_low_count,
             "clip_high": policy.clip_high_count,
             "approx_kl": policy.approx_kl_sum,
@@ -38,4 +42,4 @@ def clipped_surrogate(
             "entropy_sq": masked_sum(entropy**2, batch.mask),
             "adv_entropy": masked_sum(size * entropy, batch.mask),
         }
-    return policy.loss, {name: float(value) for name, value in sums.items()}
+    return loss, {name: float(value) for name, value in sums.items()}

@@ -30,6 +30,8 @@ class PpoConfig(Strict):
     """Lower clip: the ratio's gradient stops below 1 - cliprange."""
     cliprange_high: float = Field(0.28, gt=0.0)
     """Upper clip: the ratio's gradient stops above 1 + cliprange_high."""
+    entropy_coef: float = 0.0
+    """Weight of the policy's entropy, mean over tokens, subtracted from the loss: above 0 it keeps exploring, below 0 it sharpens."""
     kl_coef: float = Field(0.0, ge=0.0)
     """Weight of the KL to the initial model, subtracted from the reward token by token."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
@@ -64,6 +66,8 @@ class GrpoConfig(Strict):
     """Lower clip: the ratio's gradient stops below 1 - cliprange."""
     cliprange_high: float = Field(0.28, gt=0.0)
     """Upper clip: the ratio's gradient stops above 1 + cliprange_high."""
+    entropy_coef: float = 0.0
+    """Weight of the policy's entropy, mean over tokens, subtracted from the loss: above 0 it keeps exploring, below 0 it sharpens."""
     kl_coef: float = Field(0.0, ge=0.0)
     """Weight of the KL to the initial model, added to the loss token by token."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
@@ -107,8 +111,8 @@ class SemanticConfig(Strict):
     """Whose entropy and perplexity choose the tokens: the value features' or the frozen language model's."""
     fraction: float = Field(0.2, gt=0.0, le=1.0)
     """Share of tokens each threshold aims at."""
-    threshold_decay: float = Field(0.9, ge=0.0, lt=1.0)
-    """Decay of the running threshold over steps."""
+    threshold_decay: UnitInterval = 0.9
+    """Decay of the running threshold over steps. 1: it stays where the first step put it."""
     entropy_coef: float = Field(0.003, ge=0.0)
     """lam_H, on the entropy term (mode literal) or on the KL over the high-entropy tokens (kl_ref)."""
     nll_coef: float = Field(0.003, ge=0.0)
@@ -174,9 +178,12 @@ class CriticConfig(Strict):
 class DenoiserConfig(Strict):
     """Terminal denoiser: the policy learns from the posterior of the clean verdict instead of the seen one.
 
-    A second language model, a copy of the initial policy, learns from all past 0/1 rewards how likely each response is
+    A second language model, a copy of the initial policy, learns from all past rewards how likely each response is
     the right one; what it believes and what was seen together make the reward."""
 
+    channel: Literal["flip", "gaussian"] = "flip"
+    """How clean verdicts become rewards. `flip`: 0/1 rewards, inverted with two rates. `gaussian`: any real-valued reward, as
+    one level for wrong and one for right responses plus noise, all three learned."""
     false_positive: UnitInterval | None = None
     """rho+ = P(seen 1 | clean 0), if you know it. null: learned with the model."""
     false_negative: UnitInterval | None = None
@@ -187,6 +194,15 @@ class DenoiserConfig(Strict):
     """Past responses it learns from in a step, as a multiple of the step's own."""
     capacity: int = Field(16_384, ge=1)
     """Past responses that are kept, the newest."""
+
+    @model_validator(mode="after")
+    def _rates_are_of_flips(self) -> "DenoiserConfig":
+        if self.channel != "flip" and self.false_positive is not None:
+            raise ValueError(
+                f"false_positive={self.false_positive} is a rate of flips, and channel={self.channel} has none; leave the rates out "
+                "or set channel: flip"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rates_belong_together(self) -> "DenoiserConfig":

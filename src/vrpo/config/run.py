@@ -116,7 +116,7 @@ class Config(Strict):
     critic: CriticConfig | None = None
     """null for algorithms without a critic."""
     denoiser: DenoiserConfig | None = None
-    """null: the policy learns from the seen reward. For any algorithm, with 0/1 rewards."""
+    """null: the policy learns from the seen reward. For any algorithm."""
     train: TrainConfig = TrainConfig()
 
     def __init__(self, **data: Any) -> None:

@@ -27,8 +27,6 @@ from vrpo.functional.noise import (
     debias_rewards,
     flip_rewards,
     length_bias,
-    posterior_rewards,
-    verdict_nll,
     zscore,
 )
 from vrpo.functional.policy_losses import PolicyLoss, ppo_clip_loss
@@ -42,6 +40,12 @@ from vrpo.functional.value_losses import (
     read_values,
     value_cross_entropy,
     value_mse_loss,
+)
+from vrpo.functional.verdicts import (
+    flip_log_likelihoods,
+    gaussian_log_likelihoods,
+    posterior_rewards,
+    verdict_nll,
 )
 
 __all__ = [
@@ -57,10 +61,12 @@ __all__ = [
     "expected_calibration_error",
     "explained_variance",
     "explained_variance_by_position",
+    "flip_log_likelihoods",
     "flip_rewards",
     "frac_zero_std",
     "gae",
     "gaussian_kl",
+    "gaussian_log_likelihoods",
     "group_advantages",
     "kl_estimate",
     "length_adaptive_lambda",

@@ -10,9 +10,6 @@ from torch import Tensor
 
 from vrpo.errors import ConfigError, RewardError
 
-TINY = 1e-6
-"""Least probability under a logarithm."""
-
 MIN_INFORMATIVENESS = 1e-9
 """J at or below this is 0: 1 - 0.7 - 0.3 is 6e-17 in floating point."""
 
@@ -71,76 +68,6 @@ def debias_rewards(
     """
     informativeness = _check_informative(false_positive, false_negative, "debiasing divides by J and")
     return (rewards.float() - false_positive) / informativeness
-
-
-def posterior_rewards(
-    rewards: Num[Tensor, " N"],
-    clean_probability: Float[Tensor, " N"],
-    *,
-    false_positive: float,
-    false_negative: float,
-) -> Float[Tensor, " N"]:
-    """P(r = 1 | r~, s): what a noisy verdict and a prior belief say together.
-
-        L1 = P(r~ | r = 1),  L0 = P(r~ | r = 0)
-        q L1 / (q L1 + (1 - q) L0),  q = P(r = 1 | s)
-
-    Its mean over the noise is q, that of the debiased reward (r~ - rho+) / J, at less variance; without noise it is the
-    seen reward itself.
-
-    Args:
-        rewards: seen, each 0 or 1.
-        clean_probability: q, strictly between 0 and 1.
-        false_positive: rho+.
-        false_negative: rho-.
-
-    Returns:
-        fp32 in [0, 1].
-
-    Raises:
-        ConfigError: J <= 0.
-        RewardError: a reward is neither 0 nor 1.
-    """
-    _check_informative(false_positive, false_negative, "a posterior")
-    wrong = (rewards != 0) & (rewards != 1)
-    if bool(wrong.any()):
-        raise RewardError(
-            f"the denoiser got the reward {rewards[wrong][0].item():g}, it needs rewards that are 0 or 1; use one 0/1 "
-            "function of weight 1, or set `denoiser: null`"
-        )
-    seen, q = rewards.float(), clean_probability.float()
-    if_right = seen * (1.0 - false_negative) + (1.0 - seen) * false_negative
-    if_wrong = seen * false_positive + (1.0 - seen) * (1.0 - false_positive)
-    return q * if_right / (q * if_right + (1.0 - q) * if_wrong)
-
-
-def verdict_nll(
-    log_belief: Float[Tensor, " N"],
-    seen: Num[Tensor, " N"],
-    *,
-    false_positive: Float[Tensor, ""],
-    false_negative: Float[Tensor, ""],
-) -> Float[Tensor, " N"]:
-    """-log P(r~ | s) when the clean verdict is right with probability q and then goes through the noise.
-
-        P(r~ = 1 | s) = rho+ + J q,   q = exp(log_belief)
-
-    The gradient with respect to log q is -J q / (rho+ + J q) for r~ = 1: at most 1, and near 0 where q is, so that a
-    flipped reward cannot make an unlikely response likely. Source of the form: forward correction, Patrini et al. 2017,
-    arXiv:1609.03683, for a probability q of any origin.
-
-    Args:
-        log_belief: log q, at most 0.
-        seen: r~, each 0 or 1.
-        false_positive: rho+, may take a gradient.
-        false_negative: rho-, may take a gradient.
-    """
-    q = log_belief.exp()
-    informativeness = 1.0 - false_positive - false_negative
-    # TINY under the logarithm: without noise a response held for sure would cost infinitely much when it is wrong
-    if_seen = torch.logaddexp(false_positive.clamp(min=TINY).log(), informativeness.log() + log_belief)
-    if_not = (false_negative + informativeness * (1.0 - q)).clamp(min=TINY).log()
-    return -torch.where(seen > 0.5, if_seen, if_not)
 
 
 def _check_informative(false_positive: float, false_negative: float, what: str) -> float:

@@ -91,6 +91,8 @@ def _panels(
 
 
 def _line(panel: Any, steps: np.ndarray, numbers: np.ndarray, *, colour: str, label: str) -> None:
+    whole = np.isfinite(numbers).all(axis=0)  # a gap in one run is a gap in the line
+    steps, numbers = steps[whole], numbers[:, whole]
     estimates = [interquartile_mean(column.tolist()) for column in numbers.T]
     marker = "o" if len(steps) <= 30 else None
     panel.plot(
@@ -119,17 +121,18 @@ def _accuracy(runs: Sequence[Cell], out: Path) -> Curve:
 
 
 def _explained_variance(runs: Sequence[Cell], out: Path) -> Curve:
-    """val/explained_var_clean, averaged over blocks of SMOOTHING steps."""
+    """val/explained_var_clean, averaged over the known ones of blocks of SMOOTHING steps; NaN where a block has none."""
     lines = [RunFolder(out / cell.folder).read_metrics() for cell in runs]
     length = min(map(len, lines))
     width = min(SMOOTHING, length)
     blocks = length // width if width else 0
     numbers = np.array(
-        [[line.get("val/explained_var_clean") or 0.0 for line in run[: blocks * width]] for run in lines],
-        dtype=np.float64,
-    )
-    steps = (np.arange(blocks) + 1) * width
-    return steps, numbers.reshape(len(lines), blocks, width).mean(axis=2)
+        [[line.get("val/explained_var_clean") for line in run[: blocks * width]] for run in lines],
+        dtype=np.float64,  # None becomes NaN
+    ).reshape(len(lines), blocks, width)
+    known = np.isfinite(numbers).sum(axis=2)
+    mean = np.where(known > 0, np.nansum(numbers, axis=2) / np.maximum(known, 1), np.nan)
+    return (np.arange(blocks) + 1) * width, mean
 
 
 def _accuracy_against_noise(cells: Sequence[Cell], rows: Sequence[Row]) -> Figure:

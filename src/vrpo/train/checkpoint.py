@@ -37,9 +37,9 @@ from vrpo.train.files import flush_file, flush_folder, replace_file, storing
 from vrpo.train.optim import load_optimizer_tensors, optimizer_tensors
 from vrpo.train.prepared import Prepared, load_prepared
 
-FORMAT = 4
+FORMAT = 5
 """Version of the layout above. 1 had no paused steps and no controllers; in 2 a paused batch had no prompt lengths, in 3 no
-features and no denoised rewards."""
+features and no denoised rewards; in 4 the denoiser's channel was two rates."""
 
 PAUSED, DENOISER = "paused", "denoiser"
 SCRATCH = ".scratch-"

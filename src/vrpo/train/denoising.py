@@ -1,13 +1,16 @@
 """The terminal denoiser: what the verdict on a response most likely was before the noise.
 
-    q(x, y)       = prod_t p_v(y_t | x, y_<t)                  belief: a second language model's likelihood of the response
-    P(seen = 1)   = rho+ + J q,   J = 1 - rho+ - rho-          what it is trained on, with the rates (`verdict_nll`)
-    denoised      = rho+ + J P(clean = 1 | seen, q)            what the policy learns from, in the seen reward's units
+    q(x, y)   = prod_t p_v(y_t | x, y_<t)                        belief: a second language model's likelihood of the response
+    P(seen)   = q P(seen | clean 1) + (1 - q) P(seen | clean 0)  what it is trained on, with the channel (`verdict_nll`)
+    denoised  = low + (high - low) P(clean = 1 | seen, q)        what the policy learns from, in the seen reward's units
+
+The channel (`train.channels`) says how a clean verdict becomes a seen reward; low and high are its mean rewards of wrong and
+of right responses, for flips rho+ and 1 - rho-.
 
 The second model starts as a copy of the policy and does not depend on what the policy becomes, so every past reward goes
 on teaching it (replay). It always predicts before it learns: a reward never explains itself away. That q is a
 distribution over responses is what a plain value head lacks: not everything can be right at once, so a response gains by
-others' losing, and the rates can be told apart from the belief.
+others' losing, and the channel can be told apart from the belief.
 
 Ours; the paper's value model scores tokens, not whole responses (docs/algorithms/denoiser.md).
 """
@@ -17,7 +20,7 @@ from typing import final
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vrpo.algorithms.base import Sums
 from vrpo.config.learning import DenoiserConfig
@@ -25,42 +28,22 @@ from vrpo.functional import auc, masked_correlation, posterior_rewards, verdict_
 from vrpo.models.policy import Policy
 from vrpo.models.weights import load_policy_weights
 from vrpo.rng import stream
+from vrpo.train.channels import build_channel
 from vrpo.train.optim import adamw, load_optimizer_tensors, optimizer_tensors
 from vrpo.train.update import Split
 from vrpo.types import SAMPLED, Batch, Metrics, join, to_device
 
 EPS = 0.02
 """Beliefs stay this far from 0 and 1: the seen reward is never overruled for good."""
-RATE_START, RATE_LIMIT = 0.1, 0.5
-"""Learned rates start here, and stay below the limit, so that J > 0."""
-RATE_LEARNING_RATE = 0.02
-"""Of the two numbers behind the rates; a rate moves from 0.1 to 0.3 in some 60 optimizer steps."""
+CHANNEL_LEARNING_RATE = 0.02
+"""Of the numbers behind the channel; a rate moves from 0.1 to 0.3 in some 60 optimizer steps."""
 MODEL, STATE = "model", "state.safetensors"
 """What `Denoiser.save` writes into its folder."""
 
 
 @final
-class Rates(nn.Module):
-    """rho+ and rho-: given, or 1/2 sigmoid of two learned numbers."""
-
-    def __init__(self, config: DenoiserConfig) -> None:
-        super().__init__()
-        self.given = config.false_positive is not None
-        start = (config.false_positive, config.false_negative) if self.given else (RATE_START, RATE_START)
-        numbers = torch.tensor(start, dtype=torch.float32)
-        self.numbers = nn.Parameter(
-            numbers if self.given else torch.logit(numbers / RATE_LIMIT), requires_grad=not self.given
-        )
-
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """rho+, rho-."""
-        rates = self.numbers if self.given else RATE_LIMIT * self.numbers.sigmoid()
-        return rates[0], rates[1]
-
-
-@final
 class Denoiser:
-    """The second language model, the rates, their optimizer, and the replay.
+    """The second language model, the channel, their optimizer, and the replay.
 
     Args:
         config: the denoiser section.
@@ -73,44 +56,37 @@ class Denoiser:
         self.config = config
         self.seed = seed
         self.model = policy.trainable_copy()
-        self.rates = Rates(config).to(policy.device)
+        self.channel = build_channel(config, policy.device)
         self.optimizer = adamw(self.model, learning_rate=config.learning_rate, weight_decay=weight_decay)
-        if not self.rates.given:
-            group = {"params": [self.rates.numbers], "lr": RATE_LEARNING_RATE, "weight_decay": 0.0}
+        if self.channel.numbers.requires_grad:
+            group = {"params": [self.channel.numbers], "lr": CHANNEL_LEARNING_RATE, "weight_decay": 0.0}
             self.optimizer.add_param_group(group)
         self.past: Batch | None = None
         """Scored responses of earlier steps, the newest `capacity` of them, on the CPU; None before the first step."""
 
     def set_learning_rate(self, rate: float) -> None:
-        """The model's; that of the rates stays."""
+        """The model's; that of the channel stays."""
         for group in self.optimizer.param_groups:
-            if group["params"][0] is not self.rates.numbers:
+            if group["params"][0] is not self.channel.numbers:
                 group["lr"] = rate
 
     def denoise(self, batch: Batch, *, split: Split) -> tuple[Batch, Metrics]:
-        """The batch with `denoised`, and how good it is. Changes nothing.
+        """The batch with `denoised`, and how good it is. Changes nothing, except that the first rewards start the channel.
 
         Raises:
-            RewardError: a reward is neither 0 nor 1.
+            RewardError: the channel is for rewards that are 0 or 1, and one is neither.
         """
         with torch.no_grad():
             belief = torch.zeros_like(batch.scores)
             for rows, micro in split(batch):
                 belief[rows] = self._log_belief(micro).exp()
-            false_positive, false_negative = (float(rate) for rate in self.rates())
-            belief = belief.clamp(EPS, 1.0 - EPS)
             # a missing reward stands as 0 in `scores`, and its sample is in no loss
-            posterior = posterior_rewards(
-                batch.scores, belief, false_positive=false_positive, false_negative=false_negative
-            )
-        informativeness = 1.0 - false_positive - false_negative
-        metrics = {
-            "denoiser/false_positive": false_positive,
-            "denoiser/false_negative": false_negative,
-            "denoiser/informativeness": informativeness,
-            **_quality(batch, belief, posterior),
-        }
-        return batch.with_(denoised=false_positive + informativeness * posterior), metrics
+            self.channel.start(batch.scores[batch.mask.any(dim=1)])
+            belief = belief.clamp(EPS, 1.0 - EPS)
+            posterior = posterior_rewards(belief, *self.channel.log_likelihoods(batch.scores))
+        low, high = self.channel.levels()
+        metrics = self.channel.metrics() | _quality(batch, belief, posterior)
+        return batch.with_(denoised=low + (high - low) * posterior), metrics
 
     def lesson(self, batch: Batch, *, step: int) -> Batch:
         """What the model learns from in a step: the step's own responses and, `replay` times as many, earlier ones.
@@ -133,13 +109,7 @@ class Denoiser:
             responses: that count in the whole optimizer step.
         """
         counted = batch.mask.any(dim=1)
-        false_positive, false_negative = self.rates()
-        nll = verdict_nll(
-            self._log_belief(batch),
-            batch.scores,
-            false_positive=false_positive,
-            false_negative=false_negative,
-        )
+        nll = verdict_nll(self._log_belief(batch), *self.channel.log_likelihoods(batch.scores))
         loss = torch.where(counted, nll, 0.0).sum() / responses
         return loss, {"nll": float(loss.detach()) * responses, "responses": float(counted.sum())}
 
@@ -165,7 +135,7 @@ class Denoiser:
         """Everything that learning changes."""
         self.model.save_pretrained(folder / MODEL)
         state = {f"optimizer.{k}": v for k, v in optimizer_tensors(self.optimizer).items()}
-        state["rates"] = self.rates.numbers.detach().cpu().clone()
+        state |= {f"channel.{k}": v.cpu().clone() for k, v in self.channel.state_dict().items()}
         if self.past is not None:
             state |= {
                 f"past.{name}": getattr(self.past, name).contiguous() for name in ("group_ids", *SAMPLED)
@@ -181,8 +151,7 @@ class Denoiser:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
         load_optimizer_tensors(self.optimizer, part("optimizer."))
-        with torch.no_grad():
-            self.rates.numbers.copy_(state["rates"])
+        self.channel.load_state_dict(part("channel."))
         past = part("past.")
         # nothing reads the names of past samples
         names = tuple(f"past/{row}" for row in range(len(past.get("group_ids", ()))))

@@ -1,0 +1,114 @@
+"""What a noisy verdict says of the clean one, given how noisy it is and what was believed before.
+
+Clean verdict r in {0, 1}, seen reward r~. A channel is a pair of log-likelihoods
+
+    log L1 = log P(r~ | r = 1),   log L0 = log P(r~ | r = 0)
+
+and everything else follows by Bayes' rule, whatever the channel.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Num
+from torch import Tensor
+
+from vrpo.errors import RewardError
+
+LOG_TINY = -30.0
+"""Least log-probability of a channel: without noise what was seen is as good as certain, and its logarithm finite."""
+
+MOST_CERTAIN = -1e-6
+"""Largest log-belief: log(1 - q) stays finite."""
+
+
+def flip_log_likelihoods(
+    seen: Num[Tensor, " N"], *, false_positive: Float[Tensor, ""], false_negative: Float[Tensor, ""]
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """(log L1, log L0) of the binary channel with rates rho+ and rho-.
+
+        L1 = 1 - rho- if r~ = 1 else rho-        L0 = rho+ if r~ = 1 else 1 - rho+
+
+    Args:
+        seen: r~, each 0 or 1.
+        false_positive: rho+, may take a gradient.
+        false_negative: rho-, may take a gradient.
+
+    Raises:
+        RewardError: a reward is neither 0 nor 1.
+    """
+    wrong = (seen != 0) & (seen != 1)
+    if bool(wrong.any()):
+        raise RewardError(
+            f"the denoiser got the reward {seen[wrong][0].item():g}, its channel `flip` needs rewards that are 0 or 1; use one "
+            "0/1 function of weight 1, `denoiser.channel: gaussian`, or `denoiser: null`"
+        )
+    one = seen > 0.5
+    if_right = torch.where(one, 1.0 - false_negative, false_negative)
+    if_wrong = torch.where(one, false_positive, 1.0 - false_positive)
+    least = math.exp(LOG_TINY)
+    return if_right.clamp(min=least).log(), if_wrong.clamp(min=least).log()
+
+
+def gaussian_log_likelihoods(
+    seen: Num[Tensor, " N"], *, low: Float[Tensor, ""], high: Float[Tensor, ""], std: Float[Tensor, ""]
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """(log L1, log L0) of the channel r~ = low + (high - low) r + N(0, std^2), without the constant both share.
+
+        log L1 = -(r~ - high)^2 / (2 std^2) - log std,   log L0 with `low` in place of `high`
+
+    Args:
+        seen: r~, any real numbers.
+        low: mean reward of wrong responses; may take a gradient, as the others.
+        high: mean reward of right responses.
+        std: standard deviation of the noise, above 0.
+    """
+    z_right, z_wrong = (seen - high) / std, (seen - low) / std
+    return -0.5 * z_right**2 - std.log(), -0.5 * z_wrong**2 - std.log()
+
+
+def verdict_nll(
+    log_belief: Float[Tensor, " N"], if_right: Float[Tensor, " N"], if_wrong: Float[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """-log P(r~) when the clean verdict is right with probability q and then goes through the channel.
+
+        -log(q L1 + (1 - q) L0)
+
+    For flips P(r~ = 1) = rho+ + J q, J = 1 - rho+ - rho-, and the gradient with respect to log q is
+    -J q / (rho+ + J q) for r~ = 1: at most 1, and near 0 where q is, so that a flipped reward cannot make an unlikely
+    response likely. Source of the form: forward correction, Patrini et al. 2017, arXiv:1609.03683, for a probability q
+    of any origin.
+
+    Args:
+        log_belief: log q, at most 0.
+        if_right: log L1.
+        if_wrong: log L0.
+
+    Returns:
+        fp32 nats; for the Gaussian channel up to a constant.
+    """
+    log_q = log_belief.clamp(max=MOST_CERTAIN)
+    log_not_q = (-torch.expm1(log_q)).log()
+    return -torch.logaddexp(log_q + if_right, log_not_q + if_wrong)
+
+
+def posterior_rewards(
+    belief: Float[Tensor, " N"], if_right: Float[Tensor, " N"], if_wrong: Float[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """P(r = 1 | r~): what a noisy verdict and a prior belief say together.
+
+        q L1 / (q L1 + (1 - q) L0) = sigmoid(logit q + log L1 - log L0)
+
+    Its mean over the noise is q, for flips that of the debiased reward (r~ - rho+) / J, at less variance; without
+    noise it is the clean reward itself.
+
+    Args:
+        belief: q, strictly between 0 and 1.
+        if_right: log L1.
+        if_wrong: log L0.
+
+    Returns:
+        fp32 in [0, 1].
+    """
+    return F.sigmoid(torch.logit(belief.float()) + if_right - if_wrong)

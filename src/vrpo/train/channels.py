@@ -1,0 +1,136 @@
+"""The denoiser's channels: how a clean verdict becomes the reward that is seen.
+
+    flip      r~ = r, inverted with rates rho+ (of wrong responses) and rho- (of right ones)
+    gaussian  r~ = low + (high - low) r + N(0, std^2): any real-valued reward; whatever is in it besides the verdict, such as
+              a liking for length, counts as its noise
+
+Their parameters are given or learned with the denoiser's model; `low` and `high` are where the reward of a wrong and of a
+right response stands, for flips rho+ and 1 - rho-.
+"""
+
+from typing import Any, Protocol, final
+
+import torch
+from torch import Tensor, nn
+
+from vrpo.config.learning import DenoiserConfig
+from vrpo.functional import flip_log_likelihoods, gaussian_log_likelihoods
+from vrpo.types import Metrics
+
+RATE_START, RATE_LIMIT = 0.1, 0.5
+"""Learned rates start here, and stay below the limit, so that J > 0."""
+LEAST_STD = 0.1
+"""Of the Gaussian channel, in standard deviations of the first step's rewards: two sharp levels would be infinitely likely."""
+
+
+class Channel(Protocol):
+    """P(seen reward | clean verdict)."""
+
+    numbers: nn.Parameter
+    """What is learned."""
+
+    def start(self, seen: Tensor) -> None:
+        """Fit what depends on the reward's scale to the first rewards [N]; later calls change nothing."""
+        ...
+
+    def log_likelihoods(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """log P(seen | clean 1) and log P(seen | clean 0), each [N]."""
+        ...
+
+    def levels(self) -> tuple[float, float]:
+        """Mean reward of wrong and of right responses."""
+        ...
+
+    def metrics(self) -> Metrics:
+        """What is in force."""
+        ...
+
+
+def build_channel(config: DenoiserConfig, device: torch.device) -> Any:
+    """The channel that the configuration names, an `nn.Module` and a `Channel`."""
+    channel = GaussianChannel() if config.channel == "gaussian" else FlipChannel(config)
+    return channel.to(device)
+
+
+@final
+class FlipChannel(nn.Module):
+    """rho+ and rho-: given, or 1/2 sigmoid of two learned numbers."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.given = config.false_positive is not None
+        start = (config.false_positive, config.false_negative) if self.given else (RATE_START, RATE_START)
+        numbers = torch.tensor(start, dtype=torch.float32)
+        self.numbers = nn.Parameter(
+            numbers if self.given else torch.logit(numbers / RATE_LIMIT), requires_grad=not self.given
+        )
+
+    def rates(self) -> tuple[Tensor, Tensor]:
+        """rho+, rho-."""
+        rates = self.numbers if self.given else RATE_LIMIT * self.numbers.sigmoid()
+        return rates[0], rates[1]
+
+    def start(self, seen: Tensor) -> None:
+        """Nothing: rates have no scale."""
+
+    def log_likelihoods(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """See `functional.flip_log_likelihoods`."""
+        false_positive, false_negative = self.rates()
+        return flip_log_likelihoods(seen, false_positive=false_positive, false_negative=false_negative)
+
+    def levels(self) -> tuple[float, float]:
+        """rho+ and 1 - rho-."""
+        false_positive, false_negative = (float(rate.detach()) for rate in self.rates())
+        return false_positive, 1.0 - false_negative
+
+    def metrics(self) -> Metrics:
+        """The rates and J."""
+        low, high = self.levels()
+        return {
+            "denoiser/false_positive": low,
+            "denoiser/false_negative": 1.0 - high,
+            "denoiser/informativeness": high - low,
+        }
+
+
+@final
+class GaussianChannel(nn.Module):
+    """low, high and std, learned from where the first step's rewards lie: mean -+ one standard deviation, and that.
+
+    `numbers` [3]: low, high and log std in those standard deviations, from that mean.
+    """
+
+    first: Tensor
+    """Mean and standard deviation of the first rewards; (0, 0) before there are any that differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = nn.Parameter(torch.tensor([-1.0, 1.0, 0.0]))
+        self.register_buffer("first", torch.zeros(2))
+
+    def start(self, seen: Tensor) -> None:
+        """Take mean and standard deviation of the first rewards [N]; equal ones, or none, leave it for a later step."""
+        if float(self.first[1]) == 0.0 and len(seen) > 0:
+            self.first.copy_(torch.stack([seen.float().mean(), seen.float().std(correction=0)]))
+
+    def parameters_in_force(self) -> tuple[Tensor, Tensor, Tensor]:
+        """low, high, std."""
+        low, high, log_std = self.numbers
+        mean, scale = self.first
+        scale = torch.where(scale == 0.0, 1.0, scale)
+        return mean + scale * low, mean + scale * high, scale * log_std.exp().clamp(min=LEAST_STD)
+
+    def log_likelihoods(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """See `functional.gaussian_log_likelihoods`."""
+        low, high, std = self.parameters_in_force()
+        return gaussian_log_likelihoods(seen, low=low, high=high, std=std)
+
+    def levels(self) -> tuple[float, float]:
+        """low and high."""
+        low, high, _ = self.parameters_in_force()
+        return float(low.detach()), float(high.detach())
+
+    def metrics(self) -> Metrics:
+        """The two levels and the noise's standard deviation, in the reward's units."""
+        low, high, std = (float(x.detach()) for x in self.parameters_in_force())
+        return {"denoiser/low": low, "denoiser/high": high, "denoiser/std": std}

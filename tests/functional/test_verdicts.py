@@ -1,0 +1,103 @@
+"""Bayes' rule on noisy verdicts, for both channels."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vrpo.errors import RewardError
+from vrpo.functional import (
+    flip_log_likelihoods,
+    gaussian_log_likelihoods,
+    posterior_rewards,
+    verdict_nll,
+)
+
+
+def flips(seen, fp, fn):
+    return flip_log_likelihoods(seen, false_positive=torch.tensor(fp), false_negative=torch.tensor(fn))
+
+
+def gaussian(seen, low, high, std):
+    return gaussian_log_likelihoods(
+        seen, low=torch.tensor(low), high=torch.tensor(high), std=torch.tensor(std)
+    )
+
+
+@given(q=st.floats(0.02, 0.98), fp=st.floats(0.0, 0.45), fn=st.floats(0.0, 0.45))
+def test_the_posterior_is_bayes_rule_and_its_mean_is_the_belief(q, fp, fn):
+    seen = torch.tensor([0.0, 1.0])
+    found = posterior_rewards(torch.full((2,), q), *flips(seen, fp, fn)).double()
+    likelihood = {1: (fn, 1 - fn), 0: (1 - fp, fp)}  # clean verdict -> P(seen 0), P(seen 1)
+    for reward in (0, 1):
+        joint = q * likelihood[1][reward], (1 - q) * likelihood[0][reward]
+        assert float(found[reward]) == pytest.approx(joint[0] / sum(joint), abs=1e-5)
+    p_seen = q * (1 - fn) + (1 - q) * fp
+    assert float(found[1]) * p_seen + float(found[0]) * (1 - p_seen) == pytest.approx(q, abs=1e-5)
+
+
+def test_without_noise_the_posterior_is_the_seen_reward():
+    seen = torch.tensor([0, 1, 1, 0])
+    found = posterior_rewards(torch.tensor([0.98, 0.02, 0.5, 0.02]), *flips(seen, 0.0, 0.0))
+    torch.testing.assert_close(found, seen.float(), rtol=0.0, atol=1e-9)
+
+
+def test_flips_are_of_binary_rewards():
+    with pytest.raises(RewardError, match=r"reward 0\.3"):
+        flips(torch.tensor([0.3]), 0.1, 0.1)
+
+
+@given(q=st.floats(0.001, 0.999), fp=st.floats(0.0, 0.45), fn=st.floats(0.0, 0.45))
+def test_verdict_nll_is_the_cross_entropy_of_the_noisy_channel(q, fp, fn):
+    found = verdict_nll(torch.full((2,), math.log(q)), *flips(torch.tensor([0.0, 1.0]), fp, fn))
+    p = fp + (1 - fp - fn) * q
+    assert float(found[1]) == pytest.approx(-math.log(p), rel=1e-3, abs=1e-4)
+    assert float(found[0]) == pytest.approx(-math.log(1 - p), rel=1e-3, abs=1e-4)
+
+
+def test_a_flip_cannot_make_an_unlikely_response_likely():
+    """The gradient on log q is -J q / (rho+ + J q) for a seen 1: small where q is, never beyond 1."""
+    log_q = torch.tensor([-12.0, -2.0, -0.01], requires_grad=True)
+    verdict_nll(log_q, *flips(torch.ones(3), 0.3, 0.3)).sum().backward()
+    q = log_q.detach().exp()
+    torch.testing.assert_close(log_q.grad, -0.4 * q / (0.3 + 0.4 * q))
+    assert abs(float(log_q.grad[0])) < 1e-4 and float(log_q.grad.abs().max()) < 1.0
+    clean = torch.tensor([-12.0], requires_grad=True)  # without noise it counts in full
+    verdict_nll(clean, *flips(torch.ones(1), 0.0, 0.0)).sum().backward()
+    assert float(clean.grad[0]) == pytest.approx(-1.0, abs=1e-3)
+
+
+def test_a_response_held_for_certain_has_a_finite_loss_and_gradient():
+    log_q = torch.zeros(2, requires_grad=True)
+    nll = verdict_nll(log_q, *flips(torch.tensor([0.0, 1.0]), 0.0, 0.0))
+    nll.sum().backward()
+    assert bool(nll.isfinite().all()) and bool(log_q.grad.isfinite().all())
+
+
+@given(
+    q=st.floats(0.02, 0.98),
+    seen=st.floats(-2.0, 3.0),
+    low=st.floats(-1.0, 0.4),
+    high=st.floats(0.5, 2.0),
+    std=st.floats(0.2, 2.0),
+)
+def test_the_gaussian_channel_is_a_mixture_of_two_normal_densities(q, seen, low, high, std):
+    def density(mean):
+        return math.exp(-0.5 * ((seen - mean) / std) ** 2) / std
+
+    channel = gaussian(torch.tensor([seen]), low, high, std)
+    joint = q * density(high), (1 - q) * density(low)
+    nll = float(verdict_nll(torch.tensor([math.log(q)]), *channel))
+    assert nll == pytest.approx(-math.log(sum(joint)), rel=1e-3, abs=1e-4)
+    posterior = float(posterior_rewards(torch.tensor([q]), *channel))
+    assert posterior == pytest.approx(joint[0] / sum(joint), rel=1e-3, abs=1e-5)
+
+
+def test_a_narrow_gaussian_channel_believes_the_reward_and_a_wide_one_the_belief():
+    seen, belief = torch.tensor([0.0, 1.0]), torch.tensor([0.8, 0.2])
+    narrow = posterior_rewards(belief, *gaussian(seen, 0.0, 1.0, 0.1))
+    torch.testing.assert_close(narrow, seen, rtol=0.0, atol=1e-6)
+    wide = posterior_rewards(belief, *gaussian(seen, 0.0, 1.0, 100.0))
+    torch.testing.assert_close(wide, belief, rtol=0.0, atol=1e-3)
