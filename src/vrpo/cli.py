@@ -119,6 +119,12 @@ def study_command(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the runs, study.html, summary.json and the figures.")],
     set_: Overrides = None,
+    record_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--record", metavar="FILE", help="Also write a short record: numbers, seeds, commit, machine."
+        ),
+    ] = None,
 ) -> None:
     """Run methods x noise x seeds: tables, figures and one HTML page. Finished cells are not run again."""
     import signal
@@ -127,12 +133,15 @@ def study_command(
     from vrpo.study.config import read_study
     from vrpo.study.figure import draw_all
     from vrpo.study.page import write_page
+    from vrpo.study.record import write_record
     from vrpo.study.results import collect, summary
     from vrpo.study.runner import run_cells
     from vrpo.study.tables import ON_A_TERMINAL, comparison_table, results_table, to_rich
     from vrpo.train.folder import RunFolder
     from vrpo.train.preflight import check_files
 
+    if record_to is not None and not record_to.parent.is_dir():
+        raise ConfigError(f"--record: there is no folder {str(record_to.parent)!r}; make it first")
     started = time.perf_counter()
     signal.signal(
         signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum)
@@ -146,6 +155,11 @@ def study_command(
     tables = [results_table(rows)]
     if len(settings.methods) > 1:
         tables.append(comparison_table(rows))
+    if record_to is not None:
+        on_top = [word for setting in set_ or [] for word in ("--set", setting)]
+        write_record(
+            record_to, cells, rows, out, command=["vrpo", "study", str(study), *on_top], jobs=settings.jobs
+        )
     figures = draw_all(cells, rows, out)
     write_page(out / "study.html", title=_recipe_name(study), tables=tables, figures=figures, cells=cells)
     for plain in (results_table(rows, ON_A_TERMINAL), *tables[1:]):
