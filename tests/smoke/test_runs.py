@@ -138,6 +138,10 @@ CASES = {
         "algorithm": "grpo",
         "denoiser": {"learning_rate": 1e-3, "false_positive": 0.3, "false_negative": 0.3},
     },
+    "a judge that likes length, and a denoiser for real-valued rewards": {
+        "rewards": {"noise": {"type": "length_bias", "coef": 0.3}},
+        "denoiser": {"learning_rate": 1e-3, "channel": "gaussian"},
+    },
     "two layers, activations computed again, pieces by tokens": {
         "critic": {"layers": 2},
         "train": {"activation_checkpointing": True, "max_tokens_per_microbatch": 100},
@@ -150,7 +154,13 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, changes):
     config = small(**changes)
     run(config, tmp_path / "whole")
     if config.denoiser is not None:
-        assert all(line["denoiser/informativeness"] > 0 for line in lines(tmp_path / "whole"))
+        levels = (
+            ("low", "high")
+            if config.denoiser.channel == "gaussian"
+            else ("false_positive", "informativeness")
+        )
+        assert all(line[f"denoiser/{levels[1]}"] > 0 for line in lines(tmp_path / "whole"))
+        assert all(line[f"denoiser/{levels[0]}"] < 1 for line in lines(tmp_path / "whole"))
     # as if killed in step 4: a checkpoint of step 2, and records that run ahead of it with a torn last line
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     shutil.rmtree(tmp_path / "killed" / "checkpoints" / "step-4")
@@ -503,6 +513,8 @@ def test_what_a_denoiser_cannot_take_is_said_in_one_line(tmp_path):
         run(small(rewards={"noise": noise}, denoiser={}), tmp_path / "run")
     with pytest.raises(ConfigError, match="give both, or neither"):
         small(denoiser={"false_positive": 0.3})
+    with pytest.raises(ConfigError, match="channel=gaussian has none"):
+        small(denoiser={"channel": "gaussian", "false_positive": 0.3, "false_negative": 0.3})
     with pytest.raises(ConfigError, match="J <= 0"):
         small(denoiser={"false_positive": 0.6, "false_negative": 0.5})
 
