@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -27,6 +28,9 @@ STYLE: dict[Any, Any] = {
 }
 SMOOTHING = 10
 """Steps averaged in the curves of explained variance: a single step's is mostly noise."""
+
+LABEL_WIDTH = 16
+"""Characters of a line of a label below an axis."""
 
 Curve = tuple[np.ndarray, np.ndarray]
 """Steps [E], numbers [seeds, E]."""
@@ -163,7 +167,7 @@ def _accuracy_against_noise(cells: Sequence[Cell], rows: Sequence[Row]) -> Figur
         if rates:
             panel.set_xlabel("share of rewards flipped")
         else:
-            panel.set_xticks(range(len(noises)), noises)
+            panel.set_xticks(range(len(noises)), [fill(noise, LABEL_WIDTH) for noise in noises])
         panel.set_ylabel("final clean accuracy, held out")
         panel.grid(alpha=0.25, axis="y")
         figure.legend(frameon=False, loc="outside right upper")
