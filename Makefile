@@ -15,7 +15,7 @@ quickstart: $(VENV)/.run          ## install, train VRPO, PPO and GRPO under 30 
 quickstart-short: $(VENV)/.run    ## the same wiring in a few steps, for CI
 	rm -rf runs/quickstart-short
 	$(BIN)/vrpo study recipes/quickstart --out runs/quickstart-short \
-	  --set train.steps=10 --set train.eval_every=5 --set train.eval_prompts=64
+	  --set train.steps=14 --set train.eval_every=7 --set train.eval_prompts=64
 
 study: $(VENV)/.run               ## the README's table and figures: 96 runs, one to two hours on two cores, reckoned; goes on where it stopped
 	$(BIN)/vrpo study recipes/chain_cpu --out runs/chain_study
