@@ -17,7 +17,7 @@ quickstart-short: $(VENV)/.run    ## the same wiring in a few steps, for CI
 	$(BIN)/vrpo study recipes/quickstart --out runs/quickstart-short \
 	  --set train.steps=14 --set train.eval_every=7 --set train.eval_prompts=64
 
-study: $(VENV)/.run               ## the README's table and figures: 96 runs, one to two hours on two cores, reckoned; goes on where it stopped
+study: $(VENV)/.run               ## the README's table: 72 runs, over an hour on two cores; goes on where it stopped
 	$(BIN)/vrpo study recipes/chain_cpu --out runs/chain_study
 	$(BIN)/vrpo study recipes/arith_cpu --out runs/arith_study
 
