@@ -8,7 +8,7 @@ Their parameters are given or learned with the denoiser's model; `low` and `high
 right response stands, for flips rho+ and 1 - rho-.
 """
 
-from typing import Any, Protocol, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -21,35 +21,6 @@ RATE_START, RATE_LIMIT = 0.1, 0.5
 """Learned rates start here, and stay below the limit, so that J > 0."""
 LEAST_STD = 0.1
 """Of the Gaussian channel, in standard deviations of the first step's rewards: two sharp levels would be infinitely likely."""
-
-
-class Channel(Protocol):
-    """P(seen reward | clean verdict)."""
-
-    numbers: nn.Parameter
-    """What is learned."""
-
-    def start(self, seen: Tensor) -> None:
-        """Fit what depends on the reward's scale to the first rewards [N]; later calls change nothing."""
-        ...
-
-    def log_likelihoods(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """log P(seen | clean 1) and log P(seen | clean 0), each [N]."""
-        ...
-
-    def levels(self) -> tuple[float, float]:
-        """Mean reward of wrong and of right responses."""
-        ...
-
-    def metrics(self) -> Metrics:
-        """What is in force."""
-        ...
-
-
-def build_channel(config: DenoiserConfig, device: torch.device) -> Any:
-    """The channel that the configuration names, an `nn.Module` and a `Channel`."""
-    channel = GaussianChannel() if config.channel == "gaussian" else FlipChannel(config)
-    return channel.to(device)
 
 
 @final
@@ -71,15 +42,15 @@ class FlipChannel(nn.Module):
         return rates[0], rates[1]
 
     def start(self, seen: Tensor) -> None:
-        """Nothing: rates have no scale."""
+        """Nothing: rates have no scale; the first rewards [N] change nothing."""
 
     def log_likelihoods(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """See `functional.flip_log_likelihoods`."""
+        """log P(seen | clean 1) and log P(seen | clean 0), each [N]: `functional.flip_log_likelihoods`."""
         false_positive, false_negative = self.rates()
         return flip_log_likelihoods(seen, false_positive=false_positive, false_negative=false_negative)
 
     def levels(self) -> tuple[float, float]:
-        """rho+ and 1 - rho-."""
+        """Mean reward of wrong and of right responses: rho+ and 1 - rho-."""
         false_positive, false_negative = (float(rate.detach()) for rate in self.rates())
         return false_positive, 1.0 - false_negative
 
@@ -121,12 +92,12 @@ class GaussianChannel(nn.Module):
         return mean + scale * low, mean + scale * high, scale * log_std.exp().clamp(min=LEAST_STD)
 
     def log_likelihoods(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """See `functional.gaussian_log_likelihoods`."""
+        """log P(seen | clean 1) and log P(seen | clean 0), each [N]: `functional.gaussian_log_likelihoods`."""
         low, high, std = self.parameters_in_force()
         return gaussian_log_likelihoods(seen, low=low, high=high, std=std)
 
     def levels(self) -> tuple[float, float]:
-        """low and high."""
+        """Mean reward of wrong and of right responses: low and high."""
         low, high, _ = self.parameters_in_force()
         return float(low.detach()), float(high.detach())
 
@@ -134,3 +105,13 @@ class GaussianChannel(nn.Module):
         """The two levels and the noise's standard deviation, in the reward's units."""
         low, high, std = (float(x.detach()) for x in self.parameters_in_force())
         return {"denoiser/low": low, "denoiser/high": high, "denoiser/std": std}
+
+
+Channel = FlipChannel | GaussianChannel
+"""P(seen reward | clean verdict). `numbers` is what is learned; `state_dict` what a checkpoint keeps."""
+
+
+def build_channel(config: DenoiserConfig, device: torch.device) -> Channel:
+    """The channel that the configuration names."""
+    channel: Channel = GaussianChannel() if config.channel == "gaussian" else FlipChannel(config)
+    return channel.to(device)
