@@ -12,6 +12,7 @@ from vrpo.functional import (
     flip_log_likelihoods,
     gaussian_log_likelihoods,
     posterior_rewards,
+    require_verdicts,
     verdict_nll,
 )
 
@@ -44,9 +45,10 @@ def test_without_noise_the_posterior_is_the_seen_reward():
     torch.testing.assert_close(found, seen.float(), rtol=0.0, atol=1e-9)
 
 
-def test_flips_are_of_binary_rewards():
-    with pytest.raises(RewardError, match=r"reward 0\.3"):
-        flips(torch.tensor([0.3]), 0.1, 0.1)
+def test_rewards_that_are_no_verdicts_are_named():
+    require_verdicts(torch.tensor([0.0, 1.0]), "flips", "do not")
+    with pytest.raises(RewardError, match=r"^flips got the reward 0\.3, .*; use others$"):
+        require_verdicts(torch.tensor([1.0, 0.3]), "flips", "use others")
 
 
 @given(q=st.floats(0.001, 0.999), fp=st.floats(0.0, 0.45), fn=st.floats(0.0, 0.45))

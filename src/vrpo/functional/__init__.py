@@ -27,6 +27,7 @@ from vrpo.functional.noise import (
     debias_rewards,
     flip_rewards,
     length_bias,
+    require_verdicts,
     zscore,
 )
 from vrpo.functional.policy_losses import PolicyLoss, ppo_clip_loss
@@ -84,6 +85,7 @@ __all__ = [
     "quantile_threshold",
     "read_values",
     "reparameterise",
+    "require_verdicts",
     "sample_tokens",
     "sibling_ranking_accuracy",
     "token_entropy_and_nll",

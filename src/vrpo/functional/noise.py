@@ -14,6 +14,24 @@ MIN_INFORMATIVENESS = 1e-9
 """J at or below this is 0: 1 - 0.7 - 0.3 is 6e-17 in floating point."""
 
 
+def require_verdicts(rewards: Num[Tensor, "*shape"], who: str, fix: str) -> None:
+    """Nothing, where every reward is 0 or 1.
+
+    Args:
+        rewards: any shape.
+        who: needs them so.
+        fix: what the user can do.
+
+    Raises:
+        RewardError: a reward is neither; names it, `who` and `fix`.
+    """
+    wrong = (rewards != 0) & (rewards != 1)
+    if bool(wrong.any()):
+        raise RewardError(
+            f"{who} got the reward {rewards[wrong][0].item():g}, it needs rewards that are 0 or 1; {fix}"
+        )
+
+
 def flip_rewards(
     rewards: Num[Tensor, "*shape"],
     *,
@@ -37,12 +55,9 @@ def flip_rewards(
     Raises:
         RewardError: a reward is neither 0 nor 1.
     """
-    wrong = (rewards != 0) & (rewards != 1)
-    if bool(wrong.any()):
-        raise RewardError(
-            f"flip noise got the reward {rewards[wrong][0].item():g}, it inverts rewards that are 0 or 1; "
-            "use 0/1 reward functions with it, or `type: gaussian` noise for other rewards"
-        )
+    require_verdicts(
+        rewards, "flip noise", "use 0/1 reward functions with it, or `type: gaussian` noise for other rewards"
+    )
     rate = torch.where(rewards == 1, false_negative, false_positive)
     clean = rewards.float()
     return torch.where(uniforms < rate, 1.0 - clean, clean)

@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from vrpo.errors import RewardError
-
 LOG_TINY = -30.0
 """Least log-probability of a channel: without noise what was seen is as good as certain, and its logarithm finite."""
 
@@ -31,19 +29,10 @@ def flip_log_likelihoods(
         L1 = 1 - rho- if r~ = 1 else rho-        L0 = rho+ if r~ = 1 else 1 - rho+
 
     Args:
-        seen: r~, each 0 or 1.
+        seen: r~, each 0 or 1 (`require_verdicts` refuses others).
         false_positive: rho+, may take a gradient.
         false_negative: rho-, may take a gradient.
-
-    Raises:
-        RewardError: a reward is neither 0 nor 1.
     """
-    wrong = (seen != 0) & (seen != 1)
-    if bool(wrong.any()):
-        raise RewardError(
-            f"the denoiser got the reward {seen[wrong][0].item():g}, its channel `flip` needs rewards that are 0 or 1; use one "
-            "0/1 function of weight 1, `denoiser.channel: gaussian`, or `denoiser: null`"
-        )
     one = seen > 0.5
     if_right = torch.where(one, 1.0 - false_negative, false_negative)
     if_wrong = torch.where(one, false_positive, 1.0 - false_positive)

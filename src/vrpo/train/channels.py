@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vrpo.config.learning import DenoiserConfig
-from vrpo.functional import flip_log_likelihoods, gaussian_log_likelihoods
+from vrpo.functional import flip_log_likelihoods, gaussian_log_likelihoods, require_verdicts
 from vrpo.types import Metrics
 
 RATE_START, RATE_LIMIT = 0.1, 0.5
@@ -42,7 +42,13 @@ class FlipChannel(nn.Module):
         return rates[0], rates[1]
 
     def start(self, seen: Tensor) -> None:
-        """Nothing: rates have no scale; the first rewards [N] change nothing."""
+        """See a step's rewards [N] first: rates have no scale to fit, but they are of verdicts.
+
+        Raises:
+            RewardError: a reward is neither 0 nor 1.
+        """
+        fix = "use one 0/1 function of weight 1, `denoiser.channel: gaussian`, or `denoiser: null`"
+        require_verdicts(seen, "the denoiser", fix)
 
     def log_likelihoods(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         """log P(seen | clean 1) and log P(seen | clean 0), each [N]: `functional.flip_log_likelihoods`."""
