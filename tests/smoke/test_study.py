@@ -9,6 +9,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from vrpo.cli import main
 from vrpo.errors import CheckpointError, ConfigError
 from vrpo.study.config import read_study, slug
 from vrpo.study.figure import SMOOTHING, _explained_variance, draw_all
@@ -136,9 +137,16 @@ def test_unknown_explained_variance_is_a_gap_and_not_0(write, tmp_path):
     known = [None] * SMOOTHING + [0.5, None] * (SMOOTHING // 2)
     lines = [{"step": n, "val/explained_var_clean": x} for n, x in enumerate(known)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    steps, numbers = _explained_variance(cells[:1], tmp_path)
+    steps, numbers = _explained_variance(cells[:1], out=tmp_path)
     assert steps.tolist() == [SMOOTHING, 2 * SMOOTHING]
     assert math.isnan(numbers[0, 0]) and numbers[0, 1] == 0.5
+
+
+def test_a_record_in_no_folder_is_refused_before_the_first_run(write, tmp_path, capsys):
+    out, record = tmp_path / "out", tmp_path / "nowhere" / "a.json"
+    with pytest.raises(SystemExit, match="2"):
+        main(["study", str(write() / "study.yaml"), "--out", str(out), "--record", str(record)])
+    assert "nowhere" in " ".join(capsys.readouterr().err.split()) and not out.exists()
 
 
 def row_of(method: str, finals: list[float]) -> Row:

@@ -1,6 +1,7 @@
 """The figures of a study: learning curves, accuracy against noise, and what the critics knew."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 
 from vrpo.config.rewards import FlipNoise
 from vrpo.study.config import Cell
-from vrpo.study.results import Row
+from vrpo.study.results import COMPARED, Row
 from vrpo.study.statistics import interquartile_mean
 from vrpo.train.folder import RunFolder
 
@@ -39,14 +40,20 @@ Curve = tuple[np.ndarray, np.ndarray]
 def draw_all(cells: Sequence[Cell], rows: Sequence[Row], out: Path) -> list[Path]:
     """Every figure of a study as PNG and SVG in `out`; the SVG paths."""
     figures = {
-        "curves": _panels(cells, lambda runs: _accuracy(runs, out), "clean accuracy, held out"),
+        "curves": _panels(
+            cells,
+            {
+                f"clean accuracy, {answers}": partial(_accuracy, answers=answers, out=out)
+                for answers in COMPARED
+            },
+        ),
         "noise": _accuracy_against_noise(cells, rows),
     }
     critics = [cell for cell in cells if cell.config.critic is not None]
     if critics:
         label = f"explained variance of clean outcomes,\nmean of {SMOOTHING} steps"
         figures["critics"] = _panels(
-            critics, lambda runs: _explained_variance(runs, out), label, colours=_colours(cells)
+            critics, {label: partial(_explained_variance, out=out)}, colours=_colours(cells)
         )
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png", dpi=150)
@@ -68,28 +75,29 @@ def _figure(width: float, height: float = 3.6) -> Figure:
 
 def _panels(
     cells: Sequence[Cell],
-    read: Callable[[Sequence[Cell]], Curve],
-    label: str,
+    reads: Mapping[str, Callable[[Sequence[Cell]], Curve]],
     *,
     colours: dict[str, str] | None = None,
 ) -> Figure:
-    """One panel per noise, one line per method with the interval of its interquartile mean over seeds."""
+    """One column per noise, one row per number, one line per method with the interval of its interquartile mean over seeds."""
     noises = list(dict.fromkeys(cell.noise for cell in cells))
     colours = colours or _colours(cells)
     with mpl.rc_context(STYLE):
-        figure = _figure(2.8 + 4.2 * len(noises))
-        panels = np.atleast_1d(figure.subplots(1, len(noises), sharey=True))
-        for panel, noise in zip(panels, noises, strict=True):
-            for method in dict.fromkeys(cell.method for cell in cells):
-                runs = [c for c in cells if c.noise == noise and c.method == method]
-                _line(panel, *read(runs), colour=colours[method], label=method)
-            panel.set_title(noise)
-            panel.set_xlabel("step")
-            panel.grid(alpha=0.25)
+        figure = _figure(2.8 + 4.2 * len(noises), 0.6 + 3.0 * len(reads))
+        grid = figure.subplots(len(reads), len(noises), sharex="col", sharey="row", squeeze=False)
+        for row, (label, read) in zip(grid, reads.items(), strict=True):
+            for panel, noise in zip(row, noises, strict=True):
+                for method in dict.fromkeys(cell.method for cell in cells):
+                    runs = [c for c in cells if c.noise == noise and c.method == method]
+                    _line(panel, *read(runs), colour=colours[method], label=method)
+                panel.grid(alpha=0.25)
+            row[0].set_ylabel(label)
+        for top, bottom, noise in zip(grid[0], grid[-1], noises, strict=True):
+            top.set_title(noise)
+            bottom.set_xlabel("step")
         seeds = len({cell.seed for cell in cells})
         title = None if seeds == 1 else f"interquartile mean and\n95 % interval, {seeds} seeds"
-        panels[0].set_ylabel(label)
-        handles, labels = panels[0].get_legend_handles_labels()
+        handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, frameon=False, title=title, loc="outside right upper")
     return figure
 
@@ -114,17 +122,17 @@ def _line(panel: Any, steps: np.ndarray, numbers: np.ndarray, *, colour: str, la
         panel.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _accuracy(runs: Sequence[Cell], out: Path) -> Curve:
-    """Greedy clean accuracy at the evaluations all runs share."""
+def _accuracy(runs: Sequence[Cell], *, answers: str, out: Path) -> Curve:
+    """Clean accuracy of `greedy` or `sampled` answers at the evaluations all runs share."""
     read = [
-        {e["step"]: e["clean_greedy"] for e in RunFolder(out / cell.folder).read_evaluations()}
+        {e["step"]: e[f"clean_{answers}"] for e in RunFolder(out / cell.folder).read_evaluations()}
         for cell in runs
     ]
     steps = sorted(set.intersection(*(set(r) for r in read)))
     return np.array(steps), np.array([[r[s] for s in steps] for r in read])
 
 
-def _explained_variance(runs: Sequence[Cell], out: Path) -> Curve:
+def _explained_variance(runs: Sequence[Cell], *, out: Path) -> Curve:
     """val/explained_var_clean, averaged over the known ones of blocks of SMOOTHING steps; NaN where a block has none."""
     lines = [RunFolder(out / cell.folder).read_metrics() for cell in runs]
     length = min(map(len, lines))
@@ -140,38 +148,50 @@ def _explained_variance(runs: Sequence[Cell], out: Path) -> Curve:
 
 
 def _accuracy_against_noise(cells: Sequence[Cell], rows: Sequence[Row]) -> Figure:
-    """Final clean accuracy, one point per method and noise with its interval.
+    """Final clean accuracy, greedy above and sampled below, one point per method and noise with its interval.
 
     Over the flip rate, with lines between, when every noise of the study is a symmetric flip or none; else side by side.
     """
     noises = list(dict.fromkeys(row.noise for row in rows))
     rates = _flip_rates(cells)
-    colours = _colours(cells)
+    places = rates or {noise: float(i) for i, noise in enumerate(noises)}
     with mpl.rc_context(STYLE):
-        figure = _figure(max(6.0, 3.0 + 1.3 * len(noises)))
-        panel = figure.subplots()
-        methods = list(colours)
-        for number, method in enumerate(methods):
-            points = [next(r for r in rows if r.noise == noise and r.method == method) for noise in noises]
-            estimates = [e for row in points if (e := row.estimates["final_greedy"]) is not None]
-            aside = (number - (len(methods) - 1) / 2) * (0.004 if rates else 0.12)
-            x = [(rates[n] if rates else noises.index(n)) + aside for n in noises]
-            y = np.array([e.value for e in estimates])
-            ends = np.array(
-                [[e.value if end is None else end for end in (e.low, e.high)] for e in estimates]
-            ).T
-            panel.errorbar(
-                x, y, yerr=np.abs(ends - y), color=colours[method], label=method, marker="o", markersize=4,
-                linestyle="-" if rates else "none", capsize=3,
-            )  # fmt: skip
+        figure = _figure(max(6.0, 3.0 + 1.3 * len(noises)), 6.6)
+        panels = figure.subplots(len(COMPARED), 1, sharex=True)
+        for panel, (answers, name) in zip(panels, COMPARED.items(), strict=True):
+            _points(panel, rows, name, places, _colours(cells), between=rates is not None)
+            panel.set_ylabel(f"final clean accuracy, {answers}")
+            panel.grid(alpha=0.25, axis="y")
         if rates:
-            panel.set_xlabel("share of rewards flipped")
+            panels[-1].set_xlabel("share of rewards flipped")
         else:
-            panel.set_xticks(range(len(noises)), [fill(noise, LABEL_WIDTH) for noise in noises])
-        panel.set_ylabel("final clean accuracy, held out")
-        panel.grid(alpha=0.25, axis="y")
-        figure.legend(frameon=False, loc="outside right upper")
+            panels[-1].set_xticks(range(len(noises)), [fill(noise, LABEL_WIDTH) for noise in noises])
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, loc="outside right upper")
     return figure
+
+
+def _points(
+    panel: Any,
+    rows: Sequence[Row],
+    name: str,
+    places: Mapping[str, float],
+    colours: Mapping[str, str],
+    *,
+    between: bool,
+) -> None:
+    """The number `name` of every method at each noise's place on the axis, with lines `between` them."""
+    width, line = (0.004, "-") if between else (0.12, "none")
+    for number, (method, colour) in enumerate(colours.items()):
+        points = [next(r for r in rows if r.noise == noise and r.method == method) for noise in places]
+        estimates = [e for row in points if (e := row.estimates[name]) is not None]
+        aside = (number - (len(colours) - 1) / 2) * width
+        y = np.array([e.value for e in estimates])
+        ends = np.array([[e.value if end is None else end for end in (e.low, e.high)] for e in estimates]).T
+        panel.errorbar(
+            [x + aside for x in places.values()], y, yerr=np.abs(ends - y), color=colour, label=method,
+            marker="o", markersize=4, linestyle=line, capsize=3,
+        )  # fmt: skip
 
 
 def _flip_rates(cells: Sequence[Cell]) -> dict[str, float] | None:
