@@ -48,6 +48,17 @@ def test_denoised_rewards_lie_between_the_levels_of_the_seen_one_and_follow_it(m
     assert torch.equal(done.scores, batch.scores) and torch.equal(done.rewards, batch.rewards)
 
 
+def test_knowing_which_prompts_are_hard_is_not_knowing_which_answers_are_right(make_policy):
+    _, denoiser = build(make_policy, **KNOWN)
+    # the easy prompt has two right answers of three, the hard one none
+    batch = make_batch(lengths=(2,) * 6, scores=(1.0, 0.0, 1.0, 0.0, 0.0, 0.0), groups=(0, 0, 0, 1, 1, 1))
+    batch = batch.with_(clean_scores=torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0]))
+    _, metrics = denoiser.denoise(batch, split=SPLIT)
+    assert metrics["denoiser/corr_seen"] == pytest.approx(0.25)
+    # seen 1/3, -2/3, 1/3 and clean 1/3, 1/3, -2/3 about the prompt's means: -1/3 over 2/3
+    assert metrics["denoiser/corr_seen_siblings"] == pytest.approx(-0.5)
+
+
 def test_without_noise_the_denoised_reward_is_the_seen_one(make_policy):
     _, denoiser = build(make_policy, false_positive=0.0, false_negative=0.0)
     done, _ = denoiser.denoise(make_batch(), split=SPLIT)

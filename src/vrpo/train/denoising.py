@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vrpo.algorithms.base import Sums
 from vrpo.config.learning import DenoiserConfig
-from vrpo.functional import auc, masked_correlation, posterior_rewards, verdict_nll
+from vrpo.functional import auc, group_advantages, masked_correlation, posterior_rewards, verdict_nll
 from vrpo.models.policy import Policy
 from vrpo.models.weights import load_policy_weights
 from vrpo.rng import stream
@@ -170,4 +170,15 @@ def _quality(batch: Batch, belief: Tensor, posterior: Tensor) -> Metrics:
         "denoiser/auc": float(auc(belief[known], right)),
         "denoiser/corr": float(masked_correlation(posterior, clean.nan_to_num(), known)),
         "denoiser/corr_seen": float(masked_correlation(batch.scores, clean.nan_to_num(), known)),
+        "denoiser/corr_siblings": _among_siblings(posterior, clean, batch, known),
+        "denoiser/corr_seen_siblings": _among_siblings(batch.scores, clean, batch, known),
     }
+
+
+def _among_siblings(x: Tensor, clean: Tensor, batch: Batch, known: Tensor) -> float:
+    """Correlation of x [B] with the clean verdict [B], both less their mean over the samples of a prompt."""
+    x, clean = (
+        group_advantages(numbers.nan_to_num(), batch.group_ids, scale="none", valid=known)
+        for numbers in (x, clean)
+    )
+    return float(masked_correlation(x, clean, known))
