@@ -207,14 +207,16 @@ def test_every_recipe_loads_and_is_complete(path):
     assert (path.parent / "expected.json").is_file()
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*/warmstart.yaml")), ids=lambda p: p.parent.name)
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("recipes/*/warmstart*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}"
+)
 def test_every_warm_start_loads(path):
     assert load(SftConfig, path).sft.steps > 0
 
 
 @pytest.mark.parametrize(
     "path",
-    sorted(p for p in ROOT.glob("recipes/*/*.yaml") if p.stem in {"study", "tuning", "short", "ablation"}),
+    sorted(p for p in ROOT.glob("recipes/*/*.yaml") if not p.stem.startswith(("config", "warmstart"))),
     ids=lambda p: f"{p.parent.name}/{p.name}",
 )
 def test_every_cell_of_every_shipped_study_is_valid(path):
