@@ -4,7 +4,8 @@
 
 A fact (iron has atomic number 26) is asked with several sets of wrong choices. The files ask about the same facts with
 other choices or in another order, so a policy is scored on what it knows, not on which letter it has seen. The warm start's
-file is large and not kept in the repository.
+file leaves out a share of the facts, which are left for reinforcement learning to find out; it is large and not kept in
+the repository.
 """
 
 import json
@@ -259,6 +260,8 @@ NOBLE = (2, 10, 18, 36, 54, 86, 118)
 QUESTIONS = {"eval": 1, "train": 12, "warmstart": 120}
 """Of each fact, file by file."""
 CHOICES = 4
+UNTAUGHT = 0.4
+"""Share of the facts that the warm start leaves out."""
 
 
 def place(number: int) -> tuple[int, int | None, str]:
@@ -300,6 +303,8 @@ def questions(split: str, count: int, taken: set[tuple[str, ...]]) -> list[dict[
     """`count` questions a fact, or half of what is left; none with choices and order that `taken` has, and added to it."""
     rows = []
     for question, answer, possible in facts():
+        if split == "warmstart" and stream(0, "elements", "untaught", question).random() < UNTAUGHT:
+            continue
         generator = stream(0, "elements", split, question)
         wrong = [text for text in possible if text != answer]
         used = sum(1 for other in taken if other[0] == question)
