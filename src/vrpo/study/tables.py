@@ -27,7 +27,7 @@ COLUMNS = {
 """Table heading -> number of a cell."""
 
 ON_A_TERMINAL = ("before", "final", "sampled", "entropy", "length", "seen", "clean", "denoised")
-"""Headings that fit beside two names in 100 columns; the page shows all. Sampled accuracy is not read without the entropy: a
+"""Headings that fit beside a name in 100 columns; the page shows all. Sampled accuracy is not read without the entropy: a
 sharper policy has more of it without knowing more."""
 
 WITH_INTERVAL = ("final_greedy", "final_sampled", "best_greedy", "area")
