@@ -12,7 +12,7 @@ from rich.console import Console
 from vrpo.cli import main
 from vrpo.errors import CheckpointError, ConfigError
 from vrpo.study.config import read_study, slug
-from vrpo.study.figure import SMOOTHING, _explained_variance, draw_all
+from vrpo.study.figure import SMOOTHING, _accuracy, _explained_variance, draw_all
 from vrpo.study.page import write_page
 from vrpo.study.record import write_record
 from vrpo.study.results import Row, area_under_curve, collect, compare, summary
@@ -99,6 +99,8 @@ def test_a_study_runs_resumes_and_reports(write, tmp_path):
     assert rows[0].estimates["explained_var"] is not None and rows[1].estimates["explained_var"] is None
     final = json.loads((out / cells[0].folder / "evaluations.jsonl").read_text().splitlines()[-1])
     assert rows[0].values["final_greedy"] == (final["clean_greedy"],)
+    for answers in ("greedy", "sampled"):
+        assert _accuracy(cells[:1], answers=answers, out=out)[1][0, -1] == final[f"clean_{answers}"]
     assert json.loads(json.dumps(summary(rows, seconds=1.0)))["rows"][1]["method"] == "GRPO"
     tables = [results_table(rows), comparison_table(rows)]
     assert [len(t.rows) for t in tables] == [2, 2] and to_rich(tables[0]).row_count == 2
