@@ -212,3 +212,12 @@ def test_a_gaussian_channel_starts_at_the_first_rewards_that_differ_and_comes_ba
     _, other = build(make_policy, channel="gaussian")
     other.load(tmp_path / "denoiser")
     assert other.channel.levels() == (4.0, 8.0)
+
+
+def test_a_large_reward_does_not_make_nonsense_right(make_policy):
+    """Three standard deviations above the level of right responses, for words that the model hardly ever writes."""
+    _, denoiser = build(make_policy, channel="gaussian")
+    denoiser.denoise(make_batch(scores=(4.0, 8.0, 4.0, 8.0)), split=SPLIT)
+    done, metrics = denoiser.denoise(make_batch(scores=(14.0, 4.0, 4.0, 4.0)), split=SPLIT)
+    assert (metrics["denoiser/low"], metrics["denoiser/high"], metrics["denoiser/std"]) == (4.0, 8.0, 2.0)
+    assert float(done.denoised[0]) < 5.0

@@ -27,6 +27,9 @@ LEAST_STD = 0.1
 class FlipChannel(nn.Module):
     """rho+ and rho-: given, or 1/2 sigmoid of two learned numbers."""
 
+    LEAST_BELIEF = 0.02
+    """Beliefs stay this far from 0 and 1, so that a verdict is never overruled for good: one says log((1 - rho) / rho) at most."""
+
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
         self.given = config.false_positive is not None
@@ -76,6 +79,10 @@ class GaussianChannel(nn.Module):
 
     `numbers` [3]: low, high and log std in those standard deviations, from that mean.
     """
+
+    LEAST_BELIEF = 1e-4
+    """As of flips, but smaller: what a reward says grows with its size, and a judge's liking for long answers gives large
+    ones to nonsense. A belief of 0.02 let those pass for right, and responses grew longer."""
 
     first: Tensor
     """Mean and standard deviation of the first rewards; (0, 0) before there are any that differ."""

@@ -33,8 +33,6 @@ from vrpo.train.optim import adamw, load_optimizer_tensors, optimizer_tensors
 from vrpo.train.update import Split
 from vrpo.types import SAMPLED, Batch, Metrics, join, to_device
 
-EPS = 0.02
-"""Beliefs stay this far from 0 and 1: the seen reward is never overruled for good."""
 CHANNEL_LEARNING_RATE = 0.02
 """Of the numbers behind the channel; a rate moves from 0.1 to 0.3 in some 60 optimizer steps."""
 MODEL, STATE = "model", "state.safetensors"
@@ -82,7 +80,7 @@ class Denoiser:
                 belief[rows] = self._log_belief(micro).exp()
             # a missing reward stands as 0 in `scores`, and its sample is in no loss
             self.channel.start(batch.scores[batch.mask.any(dim=1)])
-            belief = belief.clamp(EPS, 1.0 - EPS)
+            belief = belief.clamp(self.channel.LEAST_BELIEF, 1.0 - self.channel.LEAST_BELIEF)
             posterior = posterior_rewards(belief, *self.channel.log_likelihoods(batch.scores))
         low, high = self.channel.levels()
         metrics = self.channel.metrics() | _quality(batch, belief, posterior)
