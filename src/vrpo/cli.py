@@ -88,13 +88,12 @@ def eval_command(
     ] = None,
 ) -> None:
     """Clean accuracy of a checkpoint or model on held-out prompts."""
-    from vrpo.train.evaluation import evaluate_target
+    from vrpo.train.evaluation import open_target
 
-    result = evaluate_target(target, config_path=config, overrides=set_ or [], step=checkpoint)
-    table = Table("model", "prompts", "greedy", "sampled", "missing")
-    table.add_row(
-        target, str(result.prompts), f"{result.greedy:.3f}", f"{result.sampled:.3f}", str(result.missing)
-    )
+    result = open_target(target, config_path=config, overrides=set_ or [], step=checkpoint).evaluate()
+    table = Table("model", "prompts", "greedy", "sampled", "entropy", "missing")
+    accuracies = (f"{number:.3f}" for number in (result.greedy, result.sampled, result.entropy))
+    table.add_row(target, str(result.prompts), *accuracies, str(result.missing))
     console.print(table)
 
 
@@ -131,13 +130,10 @@ def study_command(
     import time
 
     from vrpo.study.config import read_study
-    from vrpo.study.figure import draw_all
-    from vrpo.study.page import write_page
-    from vrpo.study.record import write_record
-    from vrpo.study.results import collect, summary
+    from vrpo.study.report import Study, write_report
     from vrpo.study.runner import run_cells
-    from vrpo.study.tables import ON_A_TERMINAL, comparison_table, results_table, to_rich
-    from vrpo.train.folder import RunFolder
+    from vrpo.study.sharpness import measure
+    from vrpo.study.tables import to_rich
     from vrpo.train.preflight import check_files
 
     if record_to is not None and not record_to.parent.is_dir():
@@ -150,19 +146,18 @@ def study_command(
     for cell in cells:
         check_files(cell.config)
     run_cells(cells, out, jobs=settings.jobs, console=console)
-    rows = collect(cells, out)
-    RunFolder(out).write_json("summary.json", summary(rows, seconds=time.perf_counter() - started))
-    tables = [results_table(rows)]
-    if len(settings.methods) > 1:
-        tables.append(comparison_table(rows))
-    if record_to is not None:
-        on_top = [word for setting in set_ or [] for word in ("--set", setting)]
-        write_record(
-            record_to, cells, rows, out, command=["vrpo", "study", str(study), *on_top], jobs=settings.jobs
-        )
-    figures = draw_all(cells, rows, out)
-    write_page(out / "study.html", title=_recipe_name(study), tables=tables, figures=figures, cells=cells)
-    for plain in (results_table(rows, ON_A_TERMINAL), *tables[1:]):
+    curves = measure(cells, out, settings.temperatures, console=console) if settings.temperatures else None
+    on_top = [word for setting in set_ or [] for word in ("--set", setting)]
+    done = Study(
+        title=_recipe_name(study),
+        settings=settings,
+        cells=cells,
+        out=out,
+        curves=curves,
+        command=["vrpo", "study", str(study), *on_top],
+        seconds=time.perf_counter() - started,
+    )
+    for plain in write_report(done, record_to=record_to):
         console.print(to_rich(plain))
     console.print(
         f"page: {out / 'study.html'}   figures: {out / 'curves.png'} and others   numbers: {out / 'summary.json'}",

@@ -248,13 +248,15 @@ Metrics = dict[str, float]
 class EvalResult:
     """Clean accuracy on held-out prompts.
 
-    Example: EvalResult(greedy=0.41, sampled=0.36, prompts=256, samples=1, missing=0)
+    Example: EvalResult(greedy=0.41, sampled=0.36, entropy=0.52, prompts=256, samples=1, missing=0)
     """
 
     greedy: float
     """Mean clean reward of one greedy completion per prompt."""
     sampled: float
-    """Mean clean reward of `samples` completions per prompt at the training temperature."""
+    """Mean clean reward of `samples` completions per prompt at `rollout.temperature`."""
+    entropy: float
+    """Of the policy at that temperature, nats a token: mean of -log pi over the tokens of the sampled completions."""
     prompts: int
     samples: int
     missing: int

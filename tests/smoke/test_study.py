@@ -17,8 +17,9 @@ from vrpo.study.page import write_page
 from vrpo.study.record import write_record
 from vrpo.study.results import Row, area_under_curve, collect, compare, summary
 from vrpo.study.runner import StudyError, run_cells
+from vrpo.study.sharpness import Sampled, accuracy_at, common_entropy, measure
 from vrpo.study.statistics import interquartile_mean
-from vrpo.study.tables import comparison_table, results_table, to_rich
+from vrpo.study.tables import comparison_table, results_table, sharpness_table, to_rich
 
 BASE = {
     "model": {"path": "vrpo:tiny"},
@@ -80,6 +81,7 @@ def test_a_seed_override_may_not_make_all_seeds_the_same(write):
         ({"seeds": [1, 1]}, "share the folder name"),
         ({"methods": {"GRPO": {"algorithm": "grpo", "critic": {}}}}, "grpo has no critic"),
         ({"noize": {}}, "'noise'"),
+        ({"temperatures": [1.0, 0.0]}, r"temperatures.*0\.0"),
     ],
 )
 def test_a_mistake_is_found_before_the_first_run(write, changes, part):
@@ -94,7 +96,9 @@ def test_a_study_runs_resumes_and_reports(write, tmp_path):
     stamps = [(out / c.folder / "summary.json").stat().st_mtime_ns for c in cells]
     run_cells(cells, out, jobs=2, console=console)  # finished cells are not run again
     assert stamps == [(out / c.folder / "summary.json").stat().st_mtime_ns for c in cells]
-    rows = collect(cells, out)
+    curves = measure(cells, out, [0.5, 1.0], console=console)
+    assert curves == measure(cells, out, [0.5, 1.0], console=console)
+    rows = collect(cells, out, curves)
     assert [(row.method, row.seeds) for row in rows] == [("PPO", (0,)), ("GRPO", (0,))]
     assert rows[0].estimates["explained_var"] is not None and rows[1].estimates["explained_var"] is None
     final = json.loads((out / cells[0].folder / "evaluations.jsonl").read_text().splitlines()[-1])
@@ -102,8 +106,8 @@ def test_a_study_runs_resumes_and_reports(write, tmp_path):
     for answers in ("greedy", "sampled"):
         assert _accuracy(cells[:1], answers=answers, out=out)[1][0, -1] == final[f"clean_{answers}"]
     assert json.loads(json.dumps(summary(rows, seconds=1.0)))["rows"][1]["method"] == "GRPO"
-    tables = [results_table(rows), comparison_table(rows)]
-    assert [len(t.rows) for t in tables] == [2, 2] and to_rich(tables[0]).row_count == 2
+    tables = [results_table(rows), comparison_table(rows), sharpness_table(rows, [0.5, 1.0])]
+    assert [len(t.rows) for t in tables] == [2, 3, 2] and to_rich(tables[0]).row_count == 2
     figures = draw_all(cells, rows, out)
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     write_page(out / "study.html", title="a <study>", tables=tables, figures=figures, cells=cells)
@@ -120,10 +124,41 @@ def test_a_study_runs_resumes_and_reports(write, tmp_path):
     kept = json.loads((tmp_path / "expected.json").read_text())
     assert kept["command"] == "vrpo study 'a file'" and kept["machine"]["runs_at_a_time"] == 2
     assert kept["rows"][1]["final_greedy_by_seed"] == [round(rows[1].values["final_greedy"][0], 4)]
-    assert {c["by"] for c in kept["comparisons"]} == {"greedy", "sampled"} and len(kept["commits"]) == 1
+    assert {c["by"] for c in kept["comparisons"]} >= {"greedy", "sampled"} and len(kept["commits"]) == 1
     _, other = read_study(write(seeds=[0], noise={"none": {}}), ["train.steps=3"])
     with pytest.raises(CheckpointError, match="another configuration"):
         run_cells(other, out, jobs=1, console=console)
+
+
+def test_a_policy_is_sampled_at_other_temperatures_once(write, tmp_path):
+    _, cells = read_study(write(seeds=[0], noise={"none": {}}), [])
+    run_cells(cells[:1], tmp_path, jobs=1, console=Console(quiet=True))
+    kept = tmp_path / cells[0].folder / "temperatures.json"
+    hot, cold = measure(cells[:1], tmp_path, [0.5, 1.0], console=Console(quiet=True))[cells[0].folder]
+    assert (hot.temperature, cold.temperature) == (1.0, 0.5) and cold.entropy < 0.8 * hot.entropy
+    # what is there is not sampled again: a mark in it stays
+    kept.write_text(kept.read_text().replace(str(cold.accuracy), "0.12345", 1))
+    marked = measure(cells[:1], tmp_path, [0.5, 1.0, 0.25], console=Console(quiet=True))[cells[0].folder]
+    assert 0.12345 in [one.accuracy for one in marked] and [one.temperature for one in marked] == [
+        1.0,
+        0.5,
+        0.25,
+    ]
+
+
+def test_accuracy_at_equal_entropy_lies_between_the_temperatures_and_never_outside():
+    sharp = (
+        Sampled(temperature=1.0, accuracy=0.5, entropy=0.2),
+        Sampled(temperature=0.5, accuracy=0.6, entropy=0.1),
+    )
+    flat = (
+        Sampled(temperature=1.0, accuracy=0.3, entropy=0.6),
+        Sampled(temperature=0.5, accuracy=0.5, entropy=0.15),
+    )
+    assert common_entropy([sharp, flat]) == 0.2
+    assert accuracy_at(sharp, 0.2) == 0.5
+    assert accuracy_at(flat, 0.2) == pytest.approx(0.5 - 0.2 * 0.05 / 0.45)
+    assert accuracy_at(flat, 0.1) is None
 
 
 def test_a_cell_that_fails_is_named_with_its_reason(write, tmp_path):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -26,6 +26,8 @@ class StudyConfig(Strict):
     """One run per seed."""
     jobs: int = Field(1, ge=1)
     """Runs at a time, each its own process."""
+    temperatures: tuple[Annotated[float, Field(gt=0.0)], ...] = Field((), strict=False)
+    """Final policies are sampled at these too, to tell what a policy knows from how sharp it is; none: they are not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

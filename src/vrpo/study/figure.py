@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from vrpo.config.rewards import FlipNoise
 from vrpo.study.config import Cell
 from vrpo.study.results import COMPARED, Row
-from vrpo.study.statistics import interquartile_mean
+from vrpo.study.sharpness import EQUAL
+from vrpo.study.statistics import Estimate, interquartile_mean
 from vrpo.train.folder import RunFolder
 
 COLOURS = (
@@ -44,11 +45,13 @@ def draw_all(cells: Sequence[Cell], rows: Sequence[Row], out: Path) -> list[Path
             cells,
             {
                 f"clean accuracy, {answers}": partial(_accuracy, answers=answers, out=out)
-                for answers in COMPARED
+                for answers in ("greedy", "sampled")
             },
         ),
         "noise": _accuracy_against_noise(cells, rows),
     }
+    if any(EQUAL in row.values for row in rows):
+        figures["sharpness"] = _accuracy_against_entropy(rows, _colours(cells))
     critics = [cell for cell in cells if cell.config.critic is not None]
     if critics:
         label = f"explained variance of clean outcomes,\nmean of {SMOOTHING} steps"
@@ -148,7 +151,7 @@ def _explained_variance(runs: Sequence[Cell], *, out: Path) -> Curve:
 
 
 def _accuracy_against_noise(cells: Sequence[Cell], rows: Sequence[Row]) -> Figure:
-    """Final clean accuracy, greedy above and sampled below, one point per method and noise with its interval.
+    """Final clean accuracy, one row per way to compare, one point per method and noise with its interval.
 
     Over the flip rate, with lines between, when every noise of the study is a symmetric flip or none; else side by side.
     """
@@ -156,11 +159,12 @@ def _accuracy_against_noise(cells: Sequence[Cell], rows: Sequence[Row]) -> Figur
     rates = _flip_rates(cells)
     places = rates or {noise: float(i) for i, noise in enumerate(noises)}
     with mpl.rc_context(STYLE):
-        figure = _figure(max(6.0, 3.0 + 1.3 * len(noises)), 6.6)
-        panels = figure.subplots(len(COMPARED), 1, sharex=True)
-        for panel, (answers, name) in zip(panels, COMPARED.items(), strict=True):
+        known = {by: name for by, name in COMPARED.items() if all(row.estimates.get(name) for row in rows)}
+        figure = _figure(max(6.0, 3.0 + 1.3 * len(noises)), 3.3 * len(known))
+        panels = figure.subplots(len(known), 1, sharex=True)
+        for panel, (by, name) in zip(panels, known.items(), strict=True):
             _points(panel, rows, name, places, _colours(cells), between=rates is not None)
-            panel.set_ylabel(f"final clean accuracy, {answers}")
+            panel.set_ylabel(f"final clean accuracy, {by}")
             panel.grid(alpha=0.25, axis="y")
         if rates:
             panels[-1].set_xlabel("share of rewards flipped")
@@ -186,12 +190,44 @@ def _points(
         points = [next(r for r in rows if r.noise == noise and r.method == method) for noise in places]
         estimates = [e for row in points if (e := row.estimates[name]) is not None]
         aside = (number - (len(colours) - 1) / 2) * width
-        y = np.array([e.value for e in estimates])
-        ends = np.array([[e.value if end is None else end for end in (e.low, e.high)] for e in estimates]).T
-        panel.errorbar(
-            [x + aside for x in places.values()], y, yerr=np.abs(ends - y), color=colour, label=method,
-            marker="o", markersize=4, linestyle=line, capsize=3,
-        )  # fmt: skip
+        x = [place + aside for place in places.values()]
+        _with_intervals(panel, x, estimates, color=colour, label=method, linestyle=line)
+
+
+def _with_intervals(panel: Any, x: Sequence[float], estimates: Sequence[Estimate], **style: Any) -> None:
+    y = np.array([e.value for e in estimates])
+    ends = np.array([[e.value if end is None else end for end in (e.low, e.high)] for e in estimates]).T
+    panel.errorbar(x, y, yerr=np.abs(ends - y), marker="o", markersize=4, capsize=3, **style)
+
+
+def _accuracy_against_entropy(rows: Sequence[Row], colours: Mapping[str, str]) -> Figure:
+    """Sampled accuracy over entropy, a panel per noise, a line per method through its temperatures, hottest right."""
+    noises = list(dict.fromkeys(row.noise for row in rows))
+    with mpl.rc_context(STYLE):
+        figure = _figure(2.8 + 4.2 * len(noises), 3.8)
+        grid = figure.subplots(1, len(noises), sharey=True, squeeze=False)[0]
+        for panel, noise in zip(grid, noises, strict=True):
+            for row in (row for row in rows if row.noise == noise):
+                _sharpness_line(panel, row, colours[row.method])
+            level = next(row.estimates["equal_entropy"] for row in rows if row.noise == noise)
+            assert level is not None, "it is of the noise, not of the run"
+            panel.axvline(level.value, color="#999999", linewidth=1, linestyle=":")
+            panel.set_title(noise)
+            panel.set_xlabel("entropy, nats a token")
+            panel.grid(alpha=0.25)
+        grid[0].set_ylabel("final clean accuracy, sampled")
+        handles, labels = grid[0].get_legend_handles_labels()
+        title = "final policies at\nseveral temperatures"
+        figure.legend(handles, labels, frameon=False, title=title, loc="outside right upper")
+    return figure
+
+
+def _sharpness_line(panel: Any, row: Row, colour: str) -> None:
+    names = [name.removeprefix("entropy_at_") for name in row.values if name.startswith("entropy_at_")]
+    both = [(row.estimates[f"entropy_at_{t}"], row.estimates[f"sampled_at_{t}"]) for t in names]
+    points = [(entropy.value, accuracy) for entropy, accuracy in both if entropy and accuracy]
+    entropies, accuracies = zip(*points, strict=True)
+    _with_intervals(panel, entropies, accuracies, color=colour, label=row.method)
 
 
 def _flip_rates(cells: Sequence[Cell]) -> dict[str, float] | None:

@@ -70,7 +70,11 @@ def _row(row: Row) -> dict[str, Any]:
         "method": row.method,
         "seeds": list(row.seeds),
         **{name: _estimate(estimate) for name, estimate in row.estimates.items()},
-        **{f"{name}_by_seed": [_rounded(x) for x in row.values[name]] for name in COMPARED.values()},
+        **{
+            f"{name}_by_seed": [_rounded(x) for x in row.values[name]]
+            for name in COMPARED.values()
+            if name in row.values
+        },
     }
 
 

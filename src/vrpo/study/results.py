@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vrpo.study import sharpness
 from vrpo.study.config import Cell
 from vrpo.study.statistics import (
     Estimate,
@@ -34,8 +35,9 @@ class Row:
     """Name -> interquartile mean over the seeds that have the number; None where none has."""
 
 
-COMPARED = {"greedy": "final_greedy", "sampled": "final_sampled"}
-"""What methods are compared by, and the number that is: final clean accuracy on held-out prompts."""
+COMPARED = {"greedy": "final_greedy", "sampled": "final_sampled", "equal entropy": sharpness.EQUAL}
+"""What methods are compared by, and the number that is: final clean accuracy on held-out prompts. The last one where the
+study samples at several temperatures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +48,7 @@ class Comparison:
     method: str
     other: str
     by: str
-    """`greedy` or `sampled`."""
+    """A key of `COMPARED`."""
     difference: Estimate
     """Paired by seed, over the seeds both have."""
     improvement: Estimate
@@ -92,11 +94,15 @@ def area_under_curve(evaluations: Sequence[Mapping[str, Any]]) -> float:
     return float(np.trapezoid(accuracy, steps) / (steps[-1] - steps[0]))
 
 
-def collect(cells: Sequence[Cell], out: Path) -> list[Row]:
-    """One row per noise and method, in the study's order."""
+def collect(
+    cells: Sequence[Cell], out: Path, curves: Mapping[str, sharpness.Curve] | None = None
+) -> list[Row]:
+    """One row per noise and method, in the study's order; with what `sharpness.measure` gave, if it did."""
+    more = {} if curves is None else sharpness.numbers_of(curves, cells)
     grouped: dict[tuple[str, str], dict[int, Numbers]] = {}
     for cell in cells:
-        grouped.setdefault((cell.noise, cell.method), {})[cell.seed] = cell_numbers(out / cell.folder)
+        numbers = cell_numbers(out / cell.folder) | more.get(cell.folder, {})
+        grouped.setdefault((cell.noise, cell.method), {})[cell.seed] = numbers
     return [_row(method, noise, by_seed) for (noise, method), by_seed in grouped.items()]
 
 
@@ -113,17 +119,25 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
     found: list[Comparison] = []
     for noise in dict.fromkeys(row.noise for row in rows):
         first, *others = [row for row in rows if row.noise == noise]
-        found += [_comparison(first, other, by) for other in others for by in COMPARED]
+        found += [
+            _comparison(first, other, by, pairs)
+            for other in others
+            for by, name in COMPARED.items()
+            if (pairs := _pairs(first, other, name))
+        ]
     return found
 
 
-def _comparison(first: Row, other: Row, by: str) -> Comparison:
-    name = COMPARED[by]
-    ours, theirs = (dict(zip(row.seeds, row.values[name], strict=True)) for row in (first, other))
-    pairs = [(a, b) for seed in ours if (a := ours[seed]) is not None and (b := theirs.get(seed)) is not None]
+def _pairs(first: Row, other: Row, name: str) -> list[tuple[float, float]]:
+    """The number of both, for the seeds that have it of both."""
+    ours, theirs = (dict(zip(row.seeds, row.values.get(name, ()), strict=False)) for row in (first, other))
+    return [(a, b) for seed, a in ours.items() if a is not None and (b := theirs.get(seed)) is not None]
+
+
+def _comparison(first: Row, other: Row, by: str, pairs: Sequence[tuple[float, float]]) -> Comparison:
     left, right = [a for a, _ in pairs], [b for _, b in pairs]
-    mine, its = first.estimates[name], other.estimates[name]
-    assert mine is not None and its is not None, "every finished run has a final accuracy"
+    mine, its = (row.estimates[COMPARED[by]] for row in (first, other))
+    assert mine is not None and its is not None, "there are pairs"
     return Comparison(
         noise=first.noise,
         method=first.method,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from vrpo.study.results import Row, compare
+from vrpo.study.sharpness import EQUAL, SAMPLES, names_at
 from vrpo.study.statistics import Estimate
 
 COLUMNS = {
@@ -95,6 +96,47 @@ def comparison_table(rows: Sequence[Row]) -> Plain:
     )
 
 
+def sharpness_table(rows: Sequence[Row], temperatures: Sequence[float]) -> Plain:
+    """Accuracy and entropy at each temperature, and accuracy at an entropy that all runs of a noise reach."""
+    several = len({row.noise for row in rows}) > 1
+    hottest_first = sorted(set(temperatures), reverse=True)
+    lines = tuple(
+        ((row.noise, row.method) if several else (row.method,))
+        + tuple(_at_temperature(row, t) for t in hottest_first)
+        + (_at_equal_entropy(row),)
+        for row in rows
+    )
+    caption = (
+        f"Sampled clean accuracy of the final policies ({SAMPLES} answers a held-out prompt) with its 95 % interval, and entropy in nats a "
+        "token. A colder policy is sharper and knows no more, so compare the last column: accuracy on the straight line between "
+        "temperatures, at the largest entropy that every run under this noise reaches; - where no temperature was cold enough."
+    )
+    headings = (
+        *(("noise", "method") if several else ("method",)),
+        *(f"T = {t:g}" for t in hottest_first),
+        "equal entropy",
+    )
+    return Plain("At other temperatures", caption, headings, lines)
+
+
+def _at_temperature(row: Row, temperature: float) -> str:
+    accuracy, entropy = (row.estimates[name] for name in names_at(temperature))
+    assert accuracy is not None and entropy is not None, "every run was sampled at every temperature"
+    return f"{_two_lines(accuracy)}\n{entropy.value:.2f} nats"
+
+
+def _at_equal_entropy(row: Row) -> str:
+    accuracy, level = row.estimates[EQUAL], row.estimates["equal_entropy"]
+    assert level is not None, "it is of the noise, not of the run"
+    return f"{'-' if accuracy is None else _two_lines(accuracy)}\n{level.value:.2f} nats"
+
+
+def _two_lines(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f}\n{estimate.low:.3f}..{estimate.high:.3f}"
+
+
 def interval(estimate: Estimate, *, signed: bool = False) -> str:
     """`.512 [.497, .526]`, on one line."""
     form = "{:+.3f}" if signed else "{:.3f}"
@@ -112,9 +154,7 @@ def _cell(row: Row, name: str) -> str:
         if name in ("mean_length", "seconds_per_step", "kl")
         else f"{estimate.value:.3f}"
     )
-    if name in WITH_INTERVAL and estimate.low is not None and estimate.high is not None:
-        return f"{value}\n{estimate.low:.3f}..{estimate.high:.3f}"
-    return value
+    return _two_lines(estimate) if name in WITH_INTERVAL else value
 
 
 def to_rich(plain: Plain) -> Table:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from vrpo.errors import RewardError
 from vrpo.rewards import RewardPipeline
 from vrpo.rollout import Engine
@@ -48,11 +50,19 @@ def evaluate(
     return EvalResult(
         greedy=_mean_reward(greedy, step),
         sampled=_mean_reward(sampled, step),
+        entropy=_entropy(sampled),
         prompts=len(prompts),
         samples=samples,
         missing=sum(s.clean_reward is None for s in (*greedy, *sampled)),
         completions=tuple(greedy),
     )
+
+
+def _entropy(scored: Sequence[ScoredRollout]) -> float:
+    """Without bias: a token's -log pi is expected to be the entropy of the distribution it was drawn from."""
+    rollouts = [s.rollout for s in scored]
+    nats = -sum(float(r.policy_logprobs.sum(dtype=np.float64)) for r in rollouts)
+    return nats / sum(r.num_actions for r in rollouts)
 
 
 def _mean_reward(scored: Sequence[ScoredRollout], step: int) -> float:

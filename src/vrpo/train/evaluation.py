@@ -1,24 +1,58 @@
 """`vrpo eval`: a run's checkpoint or any model, on a task's held-out prompts with the clean reward."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, final
 
 from vrpo.config import Config, apply_overrides, build, read_yaml
 from vrpo.errors import CheckpointError, ConfigError
-from vrpo.models import load_policy, load_tokenizer
-from vrpo.rewards import build_rewards
+from vrpo.models import Policy, load_policy, load_tokenizer
+from vrpo.rewards import RewardPipeline, build_rewards
 from vrpo.rollout import TorchEngine
-from vrpo.tasks import build_task
+from vrpo.tasks import Task, build_task
 from vrpo.train import checkpoint
 from vrpo.train.evaluate import evaluate
 from vrpo.train.fit import check_fit
 from vrpo.types import EvalResult
 
 
-def evaluate_target(
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A model and what it is judged by: its task's held-out prompts and the reward functions without noise."""
+
+    policy: Policy
+    tokenizer: Any
+    task: Task
+    rewards: RewardPipeline
+    config: Config
+    step: int
+
+    def evaluate(self, *, temperature: float | None = None, samples: int | None = None) -> EvalResult:
+        """Clean accuracy.
+
+        Args:
+            temperature: of the sampled completions; None: `rollout.temperature`.
+            samples: sampled completions a prompt; None: `train.eval_samples`.
+        """
+        train, rollout = self.config.train, self.config.rollout
+        if temperature is not None:
+            rollout = rollout.model_copy(update={"temperature": temperature})
+        return evaluate(
+            TorchEngine(self.policy, self.tokenizer, rollout, seed=train.seed),
+            self.rewards,
+            self.task.eval_prompts(train.eval_prompts),
+            samples=train.eval_samples if samples is None else samples,
+            step=self.step,
+            policy_version=0,
+        )
+
+
+def open_target(
     target: str, *, config_path: Path | None = None, overrides: Sequence[str] = (), step: int | None = None
-) -> EvalResult:
-    """Clean accuracy of a run folder's checkpoint, or of a model folder or hub name.
+) -> Target:
+    """A run folder's checkpoint, or a model folder or hub name, ready to be evaluated.
 
     Args:
         target: a run folder (has config.yaml and checkpoints/), or a model.
@@ -52,13 +86,8 @@ def evaluate_target(
     task = build_task(config.task, tokenizer)
     rewards = build_rewards(config.rewards.model_copy(update={"noise": ()}), seed=config.train.seed)
     check_fit(task, policy, rewards, max_completion_length=config.rollout.max_completion_length)
-    return evaluate(
-        TorchEngine(policy, tokenizer, config.rollout, seed=config.train.seed),
-        rewards,
-        task.eval_prompts(config.train.eval_prompts),
-        samples=config.train.eval_samples,
-        step=step or 0,
-        policy_version=0,
+    return Target(
+        policy=policy, tokenizer=tokenizer, task=task, rewards=rewards, config=config, step=step or 0
     )
 
 

@@ -135,6 +135,7 @@ class RunFolder:
             "step": step,
             "clean_greedy": result.greedy,
             "clean_sampled": result.sampled,
+            "sampled_entropy": result.entropy,
             "prompts": result.prompts,
             "samples": result.samples,
             "missing": result.missing,

@@ -1,0 +1,100 @@
+"""Is it knowledge or sharpness? Final policies, sampled at several temperatures.
+
+A policy sampled from softmax(logits / T) with T < 1 is sharper, more often right, and knows no more. So a sampled accuracy at the
+training temperature compares methods only where their entropies are alike; this compares them at one entropy.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from vrpo.study.config import Cell
+from vrpo.train.evaluation import open_target
+from vrpo.train.files import replace_file
+
+SAMPLES = 4
+"""Sampled completions a held-out prompt and temperature."""
+FILE = "temperatures.json"
+"""What a cell's folder keeps of it."""
+EQUAL = "sampled_at_equal_entropy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """A final policy at one temperature.
+
+    Example: Sampled(temperature=0.5, accuracy=0.533, entropy=0.14)
+    """
+
+    temperature: float
+    accuracy: float
+    """Clean, of sampled answers to held-out prompts."""
+    entropy: float
+    """Nats a token."""
+
+
+Curve = tuple[Sampled, ...]
+"""One final policy, hottest first."""
+
+
+def measure(
+    cells: Sequence[Cell], out: Path, temperatures: Sequence[float], *, console: Console
+) -> dict[str, Curve]:
+    """Sample every cell's final policy at every temperature that its folder does not have yet.
+
+    Returns:
+        Cell folder name -> curve.
+    """
+    shown = track(cells, "at other temperatures", console=console, disable=not console.is_terminal)
+    return {cell.folder: _measure_one(out / cell.folder, temperatures) for cell in shown}
+
+
+def _measure_one(folder: Path, temperatures: Iterable[float]) -> Curve:
+    path = folder / FILE
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    known = {one["temperature"]: Sampled(**one) for one in kept}
+    wanted = sorted(set(temperatures), reverse=True)
+    if missing := [t for t in wanted if t not in known]:
+        final = open_target(str(folder))
+        for t in missing:
+            result = final.evaluate(temperature=t, samples=SAMPLES)
+            known[t] = Sampled(temperature=t, accuracy=result.sampled, entropy=result.entropy)
+        replace_file(path, json.dumps([asdict(one) for one in known.values()], indent=1) + "\n")
+    return tuple(known[t] for t in wanted)
+
+
+def common_entropy(curves: Iterable[Curve]) -> float:
+    """The largest entropy that all of them reach: the least of their hottest ones."""
+    return min(max(one.entropy for one in curve) for curve in curves)
+
+
+def accuracy_at(curve: Curve, entropy: float) -> float | None:
+    """Accuracy of a policy at an entropy, on the straight line between the temperatures around it; None outside of them."""
+    points = sorted((one.entropy, one.accuracy) for one in curve)
+    entropies, accuracies = zip(*points, strict=True)
+    if not entropies[0] <= entropy <= entropies[-1]:
+        return None
+    return float(np.interp(entropy, entropies, accuracies))
+
+
+def numbers_of(curves: Mapping[str, Curve], cells: Sequence[Cell]) -> dict[str, dict[str, float | None]]:
+    """Cell folder name -> numbers: accuracy and entropy at each temperature, accuracy at the entropy all cells of its noise reach."""
+    found: dict[str, dict[str, float | None]] = {}
+    for cell in cells:
+        level = common_entropy(curves[other.folder] for other in cells if other.noise == cell.noise)
+        curve = curves[cell.folder]
+        found[cell.folder] = {EQUAL: accuracy_at(curve, level), "equal_entropy": level}
+        for one in curve:
+            accuracy, entropy = names_at(one.temperature)
+            found[cell.folder] |= {accuracy: one.accuracy, entropy: one.entropy}
+    return found
+
+
+def names_at(temperature: float) -> tuple[str, str]:
+    """What a row calls accuracy and entropy at a temperature."""
+    return f"sampled_at_{temperature:g}", f"entropy_at_{temperature:g}"
