@@ -145,6 +145,7 @@ def test_lora_targets_that_do_not_exist(tokenizer):
     ("path", "words"),
     [
         ("./nowhere/model", "no model folder"),
+        ("~nobody-of-that-name/model", "no model folder"),
         ("a/b/c", "no model folder"),
         ("vrpo:huge", "packaged models are"),
         ("owner/not-downloaded", "cannot load the tokenizer of 'owner/not-downloaded'"),

@@ -4,6 +4,7 @@ import copy
 import importlib.resources
 import json
 import logging
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def resolve_path(path: str) -> str:
                 "with `python -m vrpo.models.tiny FOLDER`"
             )
         return str(folder)
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if folder.is_dir():
         if not any((folder / name).is_file() for name in ("config.json", ADAPTER_FILE)):
             raise ModelError(f"{path!r} holds no config.json; give the folder that holds the model's files")
