@@ -161,6 +161,9 @@ class Batch:
     features: Float[Tensor, "B L F"] | None = None
     """What the frozen model's uncertainty says in each state (`uncertainty_features`): column t once position t is read;
     None when nothing needs it."""
+    trunk_states: Float[Tensor, "B L d"] | None = None
+    """The policy's hidden states from the last prompt token on, kept for a critic that borrows the policy's trunk: that does
+    not move before the critic has learned. Column t once position t is read; None for a critic with a backbone of its own."""
     denoised: Float[Tensor, " B"] | None = None
     """The reward policy and critic learn from instead of `scores`, in the same units; None without a denoiser."""
     selected_entropy: Bool[Tensor, "B T"] | None = None
@@ -198,7 +201,7 @@ class Batch:
             if name == "sample_ids":
                 chosen[name] = tuple(value[i] for i in rows.tolist())
             elif isinstance(value, Tensor):
-                columns = length if name in ("input_ids", "attention_mask", "features") else length - 1
+                columns = length if name in OF_POSITIONS else length - 1
                 chosen[name] = value[rows] if value.dim() == 1 else value[rows, :columns]
             else:
                 chosen[name] = value
@@ -232,6 +235,9 @@ def join(parts: Sequence[Batch]) -> Batch:
     names = tuple(name for part in parts for name in part.sample_ids)
     return Batch(sample_ids=names, group_ids=torch.cat(groups), **columns)
 
+
+OF_POSITIONS = ("input_ids", "attention_mask", "features", "trunk_states")
+"""Fields of a batch with a column per position, L; the others that are per token have T = L - 1."""
 
 SAMPLED = tuple(
     name

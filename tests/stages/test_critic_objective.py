@@ -286,3 +286,28 @@ def test_the_reference_feeds_the_uncertainty_branch(make_policy):
     torch.testing.assert_close(
         torch.expm1(both[0].features[torch.arange(4), last, 1]), surprise, rtol=1e-4, atol=1e-4
     )
+
+
+def test_a_borrowed_trunk_is_read_once_a_step(make_policy, monkeypatch):
+    _, critic, objective = build(make_policy, trunk="policy")
+    batch, _ = evaluate_batch(
+        annotated(),
+        reference=None,
+        critic=critic,
+        objective=objective,
+        state=CriticState(),
+        temperature=1.0,
+        split=Splitter(3, None, 1000),
+    )
+    short = torch.tensor([1, 2])  # trimmed to the longest of them
+    minibatch = batch.select(short)
+    read, _ = loss_of(objective, critic, minibatch.with_(trunk_states=None))
+    read.backward()
+    expected = gradients(critic)
+    critic.zero_grad()
+    monkeypatch.setattr(Critic, "states_at", None)
+    kept, _ = loss_of(objective, critic, minibatch)
+    kept.backward()
+    torch.testing.assert_close(kept, read, atol=1e-6, rtol=1e-5)
+    for name, grad in gradients(critic).items():
+        torch.testing.assert_close(grad, expected[name], atol=1e-6, rtol=1e-5)

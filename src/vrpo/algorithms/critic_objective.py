@@ -182,7 +182,10 @@ class CriticObjective:
         """
         assert batch.targets is not None, "annotate comes first"
         at = pad(batch.mask, (0, 1))
-        states = critic.states_at(batch.input_ids, batch.attention_mask, at, batch.shared_prompts)
+        if batch.trunk_states is not None:
+            states = batch.trunk_states[at]
+        else:
+            states = critic.states_at(batch.input_ids, batch.attention_mask, at, batch.shared_prompts)
         output = critic.forward_tokens(
             states,
             self._noise(critic, batch, noise_labels),

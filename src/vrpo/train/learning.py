@@ -103,7 +103,7 @@ def update_policy(run: Run, prepared: Prepared, *, pause: Callable[[], bool]) ->
 
     update(
         learner.policy_optimizer,
-        prepared.batch,
+        prepared.batch.with_(trunk_states=None),  # the critic's; cutting them up for the policy would cost
         loss,
         epochs=train.epochs,
         minibatch=train.minibatch,

@@ -88,6 +88,10 @@ def memory_plan(config: Config, shape: ModelShape, *, prompt_tokens: int) -> Mem
         "logits of a chunk": LOGIT_COPIES * FP32 * rows_of_logits * shape.vocabulary,
         "gradient of the head": FP32 * shape.embedding,
     }
+    if critic is not None and critic.trunk == "policy":
+        learning["hidden states for the critic"] = (
+            FP32 * config.train.completions_per_step * length * shape.hidden
+        )
     return MemoryPlan(
         *({name: float(size) for name, size in part.items()} for part in (lasting, sampling, learning))
     )

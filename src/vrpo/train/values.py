@@ -12,7 +12,7 @@ from vrpo.functional import uncertainty_features
 from vrpo.models.critic import Critic
 from vrpo.models.policy import Reference
 from vrpo.train.update import Split
-from vrpo.types import Batch
+from vrpo.types import OF_POSITIONS, Batch
 
 
 @torch.no_grad()
@@ -63,6 +63,7 @@ def evaluate_batch(
         values=columns.get("values"),
         bootstrap=columns.get("bootstrap"),
         features=columns.get("features"),
+        trunk_states=columns.get("trunk_states"),
     )
     entropy, nll = chosen_by
     if objective is not None and entropy is not None and nll is not None:
@@ -73,7 +74,8 @@ def evaluate_batch(
 def _write(columns: dict[str, Tensor], name: str, piece: Tensor, rows: Tensor, batch: Batch) -> None:
     """Put what was found for some rows, trimmed to the longest of them, where it belongs in the whole batch."""
     if name not in columns:
-        widest = {"bootstrap": (), "features": batch.input_ids.shape[1:]}.get(name, batch.mask.shape[1:])
+        whole = batch.input_ids if name in OF_POSITIONS else batch.mask
+        widest = () if name == "bootstrap" else whole.shape[1:]
         columns[name] = piece.new_zeros(len(batch), *widest, *piece.shape[1 + len(widest) :])
     if piece.dim() == 1:
         columns[name][rows] = piece
@@ -94,6 +96,9 @@ def _read_critic(critic: Critic, micro: Batch, objective: CriticObjective | None
         "values": torch.where(micro.mask, values[:, :-1], 0.0),
         "bootstrap": values.gather(1, last).squeeze(1),
     }
+    if critic.borrowed:
+        empty = states.new_zeros(*at.shape, states.shape[-1])
+        found["trunk_states"] = empty.masked_scatter(at[..., None], states)
     if objective is not None and objective.selects_by_value:
         counting = states.index_select(0, before[at].nonzero().squeeze(1))
         found["entropy"], found["nll"] = value_feature_uncertainty(critic, counting, micro)
