@@ -39,7 +39,7 @@ def write_report(study: Study, *, record_to: Path | None) -> list[Plain]:
     if record_to is not None:
         write_record(record_to, study.cells, rows, study.out, command=study.command, jobs=study.settings.jobs)
     further: list[Plain] = []
-    if len(study.settings.methods) > 1:
+    if len(study.settings.methods) > 1 and len(study.settings.seeds) > 1:
         further.append(comparison_table(rows))
     if study.curves is not None:
         further.append(sharpness_table(rows, study.settings.temperatures))
