@@ -30,7 +30,7 @@ from vrpo.rng import stream_seed
 
 log = logging.getLogger(__name__)
 
-PACKAGED = ("vrpo:tiny", "vrpo:chain")
+PACKAGED = ("vrpo:tiny", "vrpo:chain", "vrpo:minus")
 """Names of the small character-level models that the package ships: for two-digit sums, and for sums of four numbers."""
 
 ADAPTER_FILE = "adapter_config.json"
@@ -46,7 +46,7 @@ def resolve_path(path: str) -> str:
     if path.startswith("vrpo:"):
         if path not in PACKAGED:
             raise ModelError(
-                f"model.path={path!r} is not in the package; packaged models are {' and '.join(PACKAGED)}"
+                f"model.path={path!r} is not in the package; packaged models are {', '.join(PACKAGED)}"
             )
         folder = Path(str(importlib.resources.files("vrpo"))) / "assets" / path.removeprefix("vrpo:")
         if not (folder / "config.json").is_file():
