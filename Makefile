@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: quickstart quickstart-short study study-short test test-slow lint types imports cpu-tests kill-test fuzz docs clean
 
-quickstart: $(VENV)/.run          ## install, train VRPO, PPO and GRPO for a judge that likes long answers, table, figure
+quickstart: $(VENV)/.run          ## install, train four methods for a judge that likes long answers, table, figure
 	$(BIN)/vrpo study recipes/quickstart --out runs/quickstart
 
 quickstart-short: $(VENV)/.run    ## the same wiring in a few steps, for CI
