@@ -55,6 +55,7 @@ def test_evaluation_never_sees_the_noise():
     prompts = [rollout(i, "").prompt for i in range(4)]
     result = evaluate(Scripted(), inverted(), prompts, samples=3, step=0, policy_version=0)
     assert (result.greedy, result.sampled, result.prompts, result.samples) == (1.0, 0.25, 4, 3)
+    assert result.entropy == 0.5  # nats a token: two of -0.5 in every response
 
 
 def noisy_batch():

@@ -55,6 +55,7 @@ def resolve_path(path: str) -> str:
                 "with `python -m vrpo.models.tiny FOLDER`"
             )
         return str(folder)
+    # not `Path.expanduser`, which raises for the home of nobody
     folder = Path(os.path.expanduser(path))
     if folder.is_dir():
         if not any((folder / name).is_file() for name in ("config.json", ADAPTER_FILE)):
