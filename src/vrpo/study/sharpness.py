@@ -6,6 +6,7 @@ training temperature compares methods only where their entropies are alike; this
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -61,9 +62,10 @@ def _measure_one(folder: Path, temperatures: Iterable[float]) -> Curve:
     wanted = sorted(set(temperatures), reverse=True)
     if missing := [t for t in wanted if t not in known]:
         final = open_target(str(folder))
-        for t in missing:
-            result = final.evaluate(temperature=t, samples=SAMPLES)
-            known[t] = Sampled(temperature=t, accuracy=result.sampled, entropy=result.entropy)
+        with closing(final.rewards):  # reward functions of a file have a process of their own
+            for t in missing:
+                result = final.evaluate(temperature=t, samples=SAMPLES)
+                known[t] = Sampled(temperature=t, accuracy=result.sampled, entropy=result.entropy)
         replace_file(path, json.dumps([asdict(one) for one in known.values()], indent=1) + "\n")
     return tuple(known[t] for t in wanted)
 
