@@ -164,6 +164,8 @@ class Batch:
     trunk_states: Float[Tensor, "B L d"] | None = None
     """The policy's hidden states from the last prompt token on, kept for a critic that borrows the policy's trunk: that does
     not move before the critic has learned. Column t once position t is read; None for a critic with a backbone of its own."""
+    belief_logp: Float[Tensor, "B T"] | None = None
+    """Log-probability under the denoiser's model before its update, nats, 0 where mask is False; None without a denoiser."""
     denoised: Float[Tensor, " B"] | None = None
     """The reward policy and critic learn from instead of `scores`, in the same units; None without a denoiser."""
     selected_entropy: Bool[Tensor, "B T"] | None = None

@@ -94,12 +94,11 @@ class CriticObjective:
     @property
     def uses_reference(self) -> bool:
         """Whether the frozen reference model takes part in the semantic losses or in the head's input."""
-        return self.config.semantic.mode == "kl_ref" or self.selects_by_reference or self.reads_features
-
-    @property
-    def reads_features(self) -> bool:
-        """Whether the head reads the frozen language model's uncertainty."""
-        return self.config.features != "none"
+        return (
+            self.config.semantic.mode == "kl_ref"
+            or self.selects_by_reference
+            or self.config.features == "uncertainty"
+        )
 
     @property
     def selects_by_reference(self) -> bool:

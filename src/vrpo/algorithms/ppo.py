@@ -15,14 +15,18 @@ from vrpo.algorithms.surrogate import clipped_surrogate
 from vrpo.config.learning import PpoConfig
 from vrpo.functional import (
     adaptive_kl_coef,
+    covered_values,
     explained_variance,
     gae,
+    group_spread,
     kl_estimate,
     length_adaptive_lambda,
     masked_mean,
     masked_whiten,
+    sibling_correction,
     token_rewards,
 )
+from vrpo.functional.advantages import STD_EPS
 from vrpo.types import Batch
 
 
@@ -48,14 +52,27 @@ class Ppo:
             rewards, batch.values, bootstrap, batch.mask, gamma=config.gamma, lam=config.lam_value
         )
         trust = self._trust(targets, batch)
+        values = trust * batch.values + (1.0 - trust) * masked_mean(targets, batch.mask)
+        if config.sibling_correction:
+            values = values + _by_siblings(targets, values, batch)[:, None]
+        if config.sibling_coverage:
+            returns, _ = gae(
+                rewards, torch.zeros_like(values), bootstrap, batch.mask, gamma=config.gamma, lam=1.0
+            )
+            values, _ = covered_values(
+                values, returns, batch.old_logp, batch.input_ids, batch.mask, group_ids=batch.group_ids
+            )
         advantages, _ = gae(
             rewards,
-            trust * batch.values + (1.0 - trust) * masked_mean(targets, batch.mask),
+            values,
             bootstrap,
             batch.mask,
             gamma=config.gamma,
             lam=1.0 - trust * (1.0 - self._lam(batch)),
         )
+        if config.scale == "std":
+            spread = group_spread(_at_start(targets, batch), batch.group_ids, valid=batch.mask.any(dim=1))
+            advantages = advantages / spread.clamp(min=STD_EPS)[:, None]
         if config.whiten_advantages:
             advantages = masked_whiten(advantages, batch.mask, center=True)
         return batch.with_(advantages=advantages, targets=targets)
@@ -101,3 +118,15 @@ class Ppo:
         assert batch.ref_logp is not None, "the reference's log-probabilities come first"
         kl = kl_estimate(batch.old_logp, batch.ref_logp, kind=self.config.kl_estimator)
         return rewards - kl_coef * torch.where(batch.mask, kl, torch.zeros_like(kl))
+
+
+def _by_siblings(targets: Tensor, values: Tensor, batch: Batch) -> Tensor:
+    """[B] What each response's siblings say that `values` [B, T] got wrong about their prompt."""
+    residuals = _at_start(targets - values, batch)
+    return sibling_correction(residuals, batch.group_ids, valid=batch.mask.any(dim=1))
+
+
+def _at_start(x: Tensor, batch: Batch) -> Tensor:
+    """[B] What x [B, T] is before the first token of each response."""
+    first = batch.mask.float().argmax(dim=1, keepdim=True)
+    return x.gather(1, first).squeeze(1)

@@ -26,6 +26,9 @@ class PpoConfig(Strict):
     critic_trust: Literal["full", "gate", "soft"] = "full"
     """How far advantages rely on the critic. `gate`: not at all in steps where its explained variance is not above 0 (EVPO),
     the mean return is the baseline then; `soft`: in proportion to explained variance, and lam rises to 1 as it falls to 0."""
+    sibling_correction: bool = False
+    """Move the values of a response by what its siblings' returns say the critic got wrong about their prompt, shrunk as far as the
+    critic is right (`functional.sibling_correction`): a cold critic's baseline is then the group's mean, a good one's is its own."""
     cliprange: float = Field(0.2, gt=0.0, lt=1.0)
     """Lower clip: the ratio's gradient stops below 1 - cliprange."""
     cliprange_high: float = Field(0.28, gt=0.0)
@@ -40,6 +43,12 @@ class PpoConfig(Strict):
     """When set, kl_coef is only where an adaptive controller starts that steers objective/kl, nats a response, to this."""
     kl_horizon: int = Field(10_000, ge=1)
     """Responses over which that controller may change the weight by a fifth of itself."""
+    sibling_coverage: bool = False
+    """Where siblings have sampled how the policy goes on, take their returns weighted by its probabilities, and the critic's value for
+    the rest only (`functional.covered_values`): nearly exact for short answers, the critic alone for long ones."""
+    scale: Literal["none", "std"] = "none"
+    """`std`: divide a response's advantages by how far the returns of its prompt's responses lie apart (`functional.group_spread`), as
+    GRPO does: prompts that are nearly always or nearly never solved count for more."""
     whiten_advantages: bool = True
     """Centre and scale the advantages over the step's valid tokens."""
     truncation: Truncation = "terminal"
@@ -134,8 +143,9 @@ class CriticConfig(Strict):
     regression: Literal["mse", "bce", "hl_gauss"] = "mse"
     """How the value is regressed on returns: squared error; binary cross-entropy, for returns in [0, 1]; or cross-entropy
     with a Gaussian over 51 bins of [-1.2, 1.2]."""
-    features: Literal["none", "uncertainty"] = "none"
-    """`uncertainty`: the head also reads the frozen model's surprisals and entropies of the response so far."""
+    features: Literal["none", "uncertainty", "belief"] = "none"
+    """What the head reads besides its hidden state, of the response so far: the surprisals and entropies of the frozen model
+    (`uncertainty`), or those of the denoiser's model, which says how likely the right answer begins like this (`belief`)."""
     warmup_steps: int = Field(10, ge=0)
     """Steps at the start in which only the critic learns: a cold critic must not be trusted."""
     epochs: int = Field(1, ge=1)

@@ -169,6 +169,15 @@ class Config(Strict):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _belief_is_the_denoisers(self) -> "Config":
+        if self.critic is not None and self.critic.features == "belief" and self.denoiser is None:
+            raise ValueError(
+                "critic.features=belief reads the denoiser's model, and there is none; add a denoiser section or set "
+                "critic.features: uncertainty"
+            )
+        return self
+
     def _at(self, key: str) -> int:
         section, field = key.split(".")
         return int(getattr(getattr(self, section), field))

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from vrpo.errors import ConfigError
+from vrpo.functional.groups import Groups
 from vrpo.functional.masked import zero_where_false
 
 STD_EPS = 1e-4
@@ -109,18 +110,9 @@ def group_advantages(
         raise ConfigError(
             f'group advantage scale is {scale!r}, it must be "std" or "none"; choose one of them'
         )
-    if valid is None:
-        valid = torch.ones_like(group_ids, dtype=torch.bool)
     # fp32 numbers summed in fp64: the mean of equal rewards is exactly that reward, so they centre to exactly 0
-    r = torch.where(valid, rewards.float().double(), 0.0)
-    _, group = group_ids.unique(return_inverse=True)
-
-    def group_sum(x: Tensor) -> Tensor:
-        """Sum over the valid members of each sample's group."""
-        return x.new_zeros(len(x)).index_add(0, group, torch.where(valid, x, 0.0))[group]
-
-    count = group_sum(torch.ones_like(r))
-    centred = r - group_sum(r) / count.clamp(min=1)
-    std = (group_sum(centred**2) / (count - 1).clamp(min=1)).sqrt()
-    advantages = centred / (std + STD_EPS) if scale == "std" else centred
-    return torch.where(valid, advantages, 0.0).float()
+    groups = Groups(rewards, group_ids, valid)
+    std = (groups.squares / (groups.count - 1).clamp(min=1)).sqrt() + STD_EPS
+    return groups.of_row(
+        1.0 / std if scale == "std" else torch.ones_like(std), times=groups.x - groups.mean[groups.index]
+    )

@@ -30,7 +30,6 @@ from vrpo.models.weights import load_policy_weights
 from vrpo.rng import stream
 from vrpo.train.channels import build_channel
 from vrpo.train.optim import adamw, load_optimizer_tensors, optimizer_tensors
-from vrpo.train.update import Split
 from vrpo.types import SAMPLED, Batch, Metrics, join, to_device
 
 CHANNEL_LEARNING_RATE = 0.02
@@ -68,16 +67,17 @@ class Denoiser:
             if group["params"][0] is not self.channel.numbers:
                 group["lr"] = rate
 
-    def denoise(self, batch: Batch, *, split: Split) -> tuple[Batch, Metrics]:
+    def denoise(self, batch: Batch) -> tuple[Batch, Metrics]:
         """The batch with `denoised`, and how good it is. Changes nothing, except that the first rewards start the channel.
+
+        `batch.belief_logp` comes first (`train.values`).
 
         Raises:
             RewardError: the channel is for rewards that are 0 or 1, and one is neither.
         """
+        assert batch.belief_logp is not None, "stage 4 reads the denoiser's model first"
         with torch.no_grad():
-            belief = torch.zeros_like(batch.scores)
-            for rows, micro in split(batch):
-                belief[rows] = self._log_belief(micro).exp()
+            belief = batch.belief_logp.sum(dim=1).exp()
             # a missing reward stands as 0 in `scores`, and its sample is in no loss
             self.channel.start(batch.scores[batch.mask.any(dim=1)])
             belief = belief.clamp(self.channel.LEAST_BELIEF, 1.0 - self.channel.LEAST_BELIEF)

@@ -121,11 +121,12 @@ def _prepare(run: Run, step: int) -> Prepared:
             state=run.learner.critic_state,
             temperature=config.rollout.temperature,
             split=run.splitter,
-            with_features=run.reads_features,
+            believer=None if run.learner.denoiser is None else run.learner.denoiser.model,
+            features=run.features,
         )
         denoising: Metrics = {}
         if run.learner.denoiser is not None:
-            batch, denoising = run.learner.denoiser.denoise(batch, split=run.splitter)
+            batch, denoising = run.learner.denoiser.denoise(batch)
 
     # 5 advantages and value targets
     batch = run.algorithm.annotate(batch, kl_coef=run.learner.kl_coef)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -70,14 +71,14 @@ class Run:
         """Whether the reference's log-probabilities or entropies are needed, besides its hidden states."""
         return (
             self.algorithm.uses_reference
-            or self.reads_features
+            or self.features == "uncertainty"
             or (self.objective is not None and self.objective.selects_by_reference)
         )
 
     @property
-    def reads_features(self) -> bool:
-        """Whether the critic's head reads the reference's uncertainty."""
-        return self.objective is not None and self.objective.reads_features
+    def features(self) -> Literal["none", "uncertainty", "belief"]:
+        """Whose uncertainty the critic's head reads."""
+        return "none" if self.objective is None else self.objective.config.features
 
     @property
     def critic_warmup(self) -> int:

@@ -85,5 +85,5 @@ def uses_reference(config: Config) -> bool:
     by_critic = semantic is not None and (
         semantic.mode == "kl_ref" or (semantic.mode == "literal" and semantic.selector == "reference")
     )
-    by_critic |= config.critic is not None and config.critic.features != "none"
+    by_critic |= config.critic is not None and config.critic.features == "uncertainty"
     return config.algorithm.kl_coef > 0 or (isinstance(config.algorithm, PpoConfig) and by_critic)

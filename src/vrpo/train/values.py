@@ -1,6 +1,7 @@
-"""Stage 4: what the frozen reference and the critic, before its update, say about the sampled tokens."""
+"""Stage 4: what the frozen reference, the denoiser's model and the critic, before their update, say about the sampled tokens."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from vrpo.algorithms.critic_objective import CriticObjective, CriticState, value
 from vrpo.errors import NumericsError
 from vrpo.functional import uncertainty_features
 from vrpo.models.critic import Critic
-from vrpo.models.policy import Reference
+from vrpo.models.policy import Policy, Reference
 from vrpo.train.update import Split
 from vrpo.types import OF_POSITIONS, Batch
 
@@ -25,10 +26,11 @@ def evaluate_batch(
     state: CriticState,
     temperature: float,
     split: Split,
-    with_features: bool = False,
+    believer: Policy | None = None,
+    features: Literal["none", "uncertainty", "belief"] = "none",
 ) -> tuple[Batch, CriticState]:
-    """The batch with ref_logp, values, bootstrap, uncertainty features and the semantic selection, as far as anything
-    needs them.
+    """The batch with ref_logp, belief_logp, values, bootstrap, uncertainty features and the semantic selection, as far as
+    anything needs them.
 
     Args:
         batch: the step's samples.
@@ -38,19 +40,23 @@ def evaluate_batch(
         state: what the objective remembers.
         temperature: of the reference's log-probabilities.
         split: cuts the batch into forward passes; memory and time only.
-        with_features: something reads the reference's uncertainty features.
+        believer: the denoiser's model, before its update.
+        features: whose uncertainty the critic reads: the reference's or the believer's.
     """
     columns: dict[str, Tensor] = {}
     for rows, micro in split(batch):
         found: dict[str, Tensor] = {}
         if reference is not None:
-            found |= _read_reference(reference, micro, temperature=temperature)
-        if with_features:
-            features = uncertainty_features(found["ref_entropy"], -found["ref_logp"], micro.mask)
+            found["ref_logp"], found["ref_entropy"] = _read(reference, micro, temperature=temperature)
+        if believer is not None:
+            found["belief_logp"], found["belief_entropy"] = _read(believer, micro, temperature=1.0)
+        if features != "none":
+            of = "ref" if features == "uncertainty" else "belief"
+            doubts = uncertainty_features(found[f"{of}_entropy"], -found[f"{of}_logp"], micro.mask)
             # behind its end a short response would otherwise depend on how long its neighbours are
-            features = torch.where(micro.attention_mask[..., None], features, 0.0)
-            micro = micro.with_(features=features)  # noqa: PLW2901 (the same rows, with one field more)
-            found["features"] = features
+            doubts = torch.where(micro.attention_mask[..., None], doubts, 0.0)
+            micro = micro.with_(features=doubts)  # noqa: PLW2901 (the same rows, with one field more)
+            found["features"] = doubts
         if critic is not None:
             found |= _read_critic(critic, micro, objective)
         for name, piece in found.items():
@@ -60,6 +66,7 @@ def evaluate_batch(
         chosen_by = columns["ref_entropy"], -columns["ref_logp"]
     batch = batch.with_(
         ref_logp=columns.get("ref_logp"),
+        belief_logp=columns.get("belief_logp"),
         values=columns.get("values"),
         bootstrap=columns.get("bootstrap"),
         features=columns.get("features"),
@@ -117,16 +124,15 @@ def _check_finite(values: Tensor, micro: Batch) -> None:
         )
 
 
-def _read_reference(reference: Reference, micro: Batch, *, temperature: float) -> dict[str, Tensor]:
-    """The frozen model's log-probabilities and entropies of the tokens that count [b, t]."""
-    logp, entropy = reference.logprobs_and_entropy(
+def _read(model: Reference | Policy, micro: Batch, *, temperature: float) -> tuple[Tensor, Tensor]:
+    """A language model's log-probabilities and entropies of the tokens that count [b, t]."""
+    return model.logprobs_and_entropy(
         micro.input_ids,
         micro.attention_mask,
         micro.mask,
         temperature=temperature,
         prompts=micro.shared_prompts,
     )
-    return {"ref_logp": logp, "ref_entropy": entropy}
 
 
 @dataclass(frozen=True, slots=True)
