@@ -56,6 +56,15 @@ def message(changes: dict) -> str:
         ({"algorithm": "grpo", "critic": {}}, ["grpo has no critic"]),
         ({"algorithm": "ppo", "critic": None}, ["ppo needs a critic"]),
         ({"algorithm": "grpo", "rollout": {"num_generations": 1}}, ["num_generations=1", "2 or more"]),
+        (
+            {"algorithm": {"type": "ppo", "sibling_coverage": True}, "rollout": {"num_generations": 1}},
+            ["algorithm.sibling_coverage", "num_generations=1", "2 or more"],
+        ),
+        (
+            {"algorithm": {"type": "ppo", "scale": "std"}, "rollout": {"num_generations": 1}},
+            ["algorithm.scale", "num_generations=1", "2 or more"],
+        ),
+        ({"critic": {"features": "belief"}}, ["features=belief", "denoiser", "uncertainty"]),
         ({"algorithm": "gppo"}, ["gppo", "'ppo', 'vrpo', 'grpo'"]),
         ({"train": {"minibatch": 60}}, ["completions_per_step=256", "minibatch=60", "300"]),
         ({"train": {"microbatch": 48}}, ["minibatch=64", "microbatch=48"]),

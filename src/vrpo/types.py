@@ -172,6 +172,9 @@ class Batch:
     """S_H, the tokens of the semantic entropy loss; None when it is off."""
     selected_nll: Bool[Tensor, "B T"] | None = None
     """S_P, the tokens of the semantic perplexity loss; None when it is off."""
+    coverage: Float[Tensor, "B T"] | None = None
+    """Probability that the policy goes on as one of the siblings has, at each token (`functional.covered_values`); None where values
+    are the critic's alone."""
     advantages: Float[Tensor, "B T"] | None = None
     targets: Float[Tensor, "B T"] | None = None
     """R_t, what the critic regresses on, reward units."""

@@ -134,6 +134,12 @@ CASES = {
         "critic": {"features": "uncertainty", "regression": "bce"},
         "denoiser": {"learning_rate": 1e-3, "capacity": 40},
     },
+    "belief as features, siblings asked, advantages over the spread of their prompt": {
+        "algorithm": {"type": "vrpo", "sibling_coverage": True, "sibling_correction": True, "scale": "std"},
+        "critic": {"features": "belief"},
+        "denoiser": {"learning_rate": 1e-3},
+    },
+    "exact values": {"algorithm": {"type": "ppo", "lam": 0.5}, "critic": {"oracle": "answer"}},
     "grpo with a denoiser of known rates": {
         "algorithm": "grpo",
         "denoiser": {"learning_rate": 1e-3, "false_positive": 0.3, "false_negative": 0.3},

@@ -8,6 +8,7 @@ import torch
 from tests.batches import make_batch
 from vrpo.algorithms import Grpo, Ppo, build_algorithm
 from vrpo.config.learning import GrpoConfig, PpoConfig
+from vrpo.train.metrics import critic_metrics
 
 
 def valued(lengths=(3,), scores=(1.0,), values=((0.0, 0.5, 0.6, 0.8),), bootstrap=(0.9,), **changes):
@@ -96,6 +97,60 @@ def test_lambda_is_1_without_trust():
 def test_without_spread_nothing_is_trusted_and_nothing_is_learned():
     done = annotate(judged((0.3, 0.7)).with_(rewards=torch.zeros(2, 1)), critic_trust="soft")
     assert torch.equal(done.advantages, torch.zeros(2, 1))
+
+
+def siblings(**settings):
+    """Two responses of one token to each of two prompts, paid 1, 0 and 1, 1; V = .5 before all, probabilities 1/2."""
+    batch = make_batch(
+        (1, 1, 1, 1),
+        prompt=1,
+        scores=(1.0, 0.0, 1.0, 1.0),
+        groups=(0, 0, 1, 1),
+        values=torch.full((4, 1), 0.5),
+        bootstrap=torch.zeros(4),
+    )
+    return annotate(batch.with_(old_logp=torch.full((4, 1), 0.5).log()), lam=1.0, **settings)
+
+
+def test_siblings_correct_the_value_of_their_prompt():
+    # e = .5, -.5, .5, .5: means 0 and .5, sigma^2 = .5 / 2 = .25, tau^2 = mean(0 - .125, .25 - .125) = 0
+    plain = [0.5, -0.5, 0.5, 0.5]
+    assert siblings().advantages[:, 0].tolist() == plain
+    assert siblings(sibling_correction=True).advantages[:, 0].tolist() == plain
+    # V = .5 where the second prompt pays 5: e = .5, -.5, 4.5, 4.5; tau^2 = mean(-.125, 20.125) = 10, w = 10 / 10.25
+    batch = siblings()
+    batch = batch.with_(rewards=torch.tensor([[1.0], [0.0], [5.0], [5.0]]))
+    done = annotate(batch, lam=1.0, sibling_correction=True)
+    w = 10 / 10.25
+    assert done.advantages[:, 0].tolist() == pytest.approx(
+        [0.5 + 0.5 * w, -0.5 - 0.5 * w, 4.5 - 4.5 * w, 4.5 - 4.5 * w], abs=1e-5
+    )
+    torch.testing.assert_close(done.targets, batch.rewards)  # what the critic learns does not change
+
+
+def test_siblings_complete_the_values_with_what_the_policy_would_do():
+    done = siblings(sibling_coverage=True)
+    assert done.coverage is not None and siblings().coverage is None
+    different = bool(done.input_ids[2, 1] != done.input_ids[3, 1])
+    # the first prompt: .5 * 1 + .5 * 0; the second: both paid 1, so 1 if they differ, .5 * 1 + .5 * .5 if they are the same
+    value = 1.0 if different else 0.75
+    assert done.advantages[:, 0].tolist() == pytest.approx([0.5, -0.5, 1 - value, 1 - value])
+    assert done.coverage[:, 0].tolist() == [1.0, 1.0] + [1.0 if different else 0.5] * 2
+    assert critic_metrics(done)["val/coverage"] == pytest.approx(1.0 if different else 0.75)
+    assert "val/coverage" not in critic_metrics(siblings())
+
+
+def test_denoised_rewards_are_what_siblings_tell():
+    batch = siblings().with_(denoised=torch.tensor([0.8, 0.2, 0.8, 0.8]))
+    done = annotate(batch, lam=1.0, sibling_coverage=True)
+    assert done.advantages[:2, 0].tolist() == pytest.approx([0.3, -0.3])
+
+
+def test_advantages_over_the_spread_of_their_prompt():
+    # squares .5 and 0, pooled .25: spreads sqrt(.75 / 2) and sqrt(.25 / 2)
+    scaled = siblings(scale="std").advantages[:, 0].tolist()
+    wide, narrow = math.sqrt(0.375), math.sqrt(0.125)
+    assert scaled == pytest.approx([0.5 / wide, -0.5 / wide, 0.5 / narrow, 0.5 / narrow])
 
 
 def test_kl_penalty_is_part_of_the_reward():

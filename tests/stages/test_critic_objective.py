@@ -270,12 +270,12 @@ def test_a_cross_entropy_does_not_depend_on_the_split_and_learns(make_policy, re
 
 def test_the_reference_feeds_the_uncertainty_branch(make_policy):
     policy, critic, objective = build(make_policy, features="uncertainty")
-    assert objective.uses_reference and objective.reads_features
+    assert objective.uses_reference
     batch, reference = make_batch(), policy.reference()
     both = [
         evaluate_batch(
             batch, reference=reference, critic=critic, objective=objective, state=CriticState(), temperature=1.0,
-            split=Splitter(size, None, 0), with_features=True,
+            split=Splitter(size, None, 0), features="uncertainty",
         )[0]
         for size in (4, 1)
     ]  # fmt: skip
@@ -286,6 +286,33 @@ def test_the_reference_feeds_the_uncertainty_branch(make_policy):
     torch.testing.assert_close(
         torch.expm1(both[0].features[torch.arange(4), last, 1]), surprise, rtol=1e-4, atol=1e-4
     )
+
+
+def test_the_denoisers_model_feeds_the_branch_in_the_references_place(make_policy):
+    policy, critic, objective = build(make_policy, features="belief")
+    assert not objective.uses_reference
+    believer = policy.trainable_copy()
+    with torch.no_grad():
+        believer.backbone.norm.weight.mul_(1.5)  # no longer the policy
+    batch = make_batch()
+
+    def read(*, reference, features):
+        return evaluate_batch(
+            batch, reference=reference, critic=critic, objective=objective, state=CriticState(), temperature=1.0,
+            split=Splitter(3, None, 0), believer=believer, features=features,
+        )[0]  # fmt: skip
+
+    found = read(reference=None, features="belief")
+    logp, _ = believer.logprobs_and_entropy(
+        batch.input_ids, batch.attention_mask, batch.mask, temperature=1.0
+    )
+    torch.testing.assert_close(found.belief_logp, logp, rtol=1e-4, atol=1e-4)
+    last = batch.attention_mask.sum(dim=1) - 1
+    surprise = torch.expm1(found.features[torch.arange(4), last, 1])
+    torch.testing.assert_close(surprise, -logp.sum(dim=1), rtol=1e-4, atol=1e-4)
+    other = read(reference=policy.reference(), features="uncertainty")
+    assert torch.equal(other.belief_logp, found.belief_logp)
+    assert not torch.allclose(other.features, found.features, atol=1e-2)
 
 
 def test_a_borrowed_trunk_is_read_once_a_step(make_policy, monkeypatch):

@@ -41,7 +41,7 @@ class Ppo:
         self.uses_reference = config.kl_coef > 0
 
     def annotate(self, batch: Batch, *, kl_coef: float) -> Batch:
-        """A_t = GAE(lam), whitened over the step; R_t = GAE(lam_value) + v_t."""
+        """A_t = GAE(lam) on what critic and siblings say, whitened over the step; R_t = GAE(lam_value) + v_t."""
         config = self.config
         assert batch.values is not None and batch.bootstrap is not None, "the critic's values come first"
         rewards = self._rewards(batch, kl_coef)
@@ -53,15 +53,7 @@ class Ppo:
         )
         trust = self._trust(targets, batch)
         values = trust * batch.values + (1.0 - trust) * masked_mean(targets, batch.mask)
-        if config.sibling_correction:
-            values = values + _by_siblings(targets, values, batch)[:, None]
-        if config.sibling_coverage:
-            returns, _ = gae(
-                rewards, torch.zeros_like(values), bootstrap, batch.mask, gamma=config.gamma, lam=1.0
-            )
-            values, _ = covered_values(
-                values, returns, batch.old_logp, batch.input_ids, batch.mask, group_ids=batch.group_ids
-            )
+        values, batch = self._ask_siblings(values, targets, rewards, bootstrap, batch)
         advantages, _ = gae(
             rewards,
             values,
@@ -70,12 +62,34 @@ class Ppo:
             gamma=config.gamma,
             lam=1.0 - trust * (1.0 - self._lam(batch)),
         )
-        if config.scale == "std":
+        return batch.with_(advantages=self._scaled(advantages, targets, batch), targets=targets)
+
+    def _ask_siblings(
+        self, values: Tensor, targets: Tensor, rewards: Tensor, bootstrap: Tensor, batch: Batch
+    ) -> tuple[Tensor, Batch]:
+        """The values [B, T] that advantages are made from, and the batch with what siblings covered of them."""
+        config = self.config
+        if config.sibling_correction:
+            residuals = _at_start(targets - values, batch)
+            moved = sibling_correction(residuals, batch.group_ids, valid=batch.mask.any(dim=1))
+            values = values + moved[:, None]
+        if not config.sibling_coverage:
+            return values, batch
+        nothing = torch.zeros_like(values)
+        returns, _ = gae(rewards, nothing, bootstrap, batch.mask, gamma=config.gamma, lam=1.0)
+        values, coverage = covered_values(
+            values, returns, batch.old_logp, batch.input_ids, batch.mask, group_ids=batch.group_ids
+        )
+        return values, batch.with_(coverage=coverage)
+
+    def _scaled(self, advantages: Tensor, targets: Tensor, batch: Batch) -> Tensor:
+        """Advantages over the spread of their prompt, whitened over the step, as far as the configuration says."""
+        if self.config.scale == "std":
             spread = group_spread(_at_start(targets, batch), batch.group_ids, valid=batch.mask.any(dim=1))
             advantages = advantages / spread.clamp(min=STD_EPS)[:, None]
-        if config.whiten_advantages:
+        if self.config.whiten_advantages:
             advantages = masked_whiten(advantages, batch.mask, center=True)
-        return batch.with_(advantages=advantages, targets=targets)
+        return advantages
 
     def _lam(self, batch: Batch) -> float | Tensor:
         """GAE's lambda, one for all or one per response."""
@@ -118,12 +132,6 @@ class Ppo:
         assert batch.ref_logp is not None, "the reference's log-probabilities come first"
         kl = kl_estimate(batch.old_logp, batch.ref_logp, kind=self.config.kl_estimator)
         return rewards - kl_coef * torch.where(batch.mask, kl, torch.zeros_like(kl))
-
-
-def _by_siblings(targets: Tensor, values: Tensor, batch: Batch) -> Tensor:
-    """[B] What each response's siblings say that `values` [B, T] got wrong about their prompt."""
-    residuals = _at_start(targets - values, batch)
-    return sibling_correction(residuals, batch.group_ids, valid=batch.mask.any(dim=1))
 
 
 def _at_start(x: Tensor, batch: Batch) -> Tensor:

@@ -55,6 +55,16 @@ class PpoConfig(Strict):
     """A response cut at the length limit: `terminal` ends it with its reward; `bootstrap` adds V after the last
     token; `mask` leaves it out of every loss."""
 
+    @property
+    def asks_siblings(self) -> tuple[str, ...]:
+        """Names of the settings in force that need several responses to a prompt."""
+        in_force = {
+            "sibling_correction": self.sibling_correction,
+            "sibling_coverage": self.sibling_coverage,
+            "scale": self.scale != "none",
+        }
+        return tuple(name for name, on in in_force.items() if on)
+
     @model_validator(mode="after")
     def _a_target_needs_a_start(self) -> "PpoConfig":
         if self.kl_target is not None and self.kl_coef == 0.0:
@@ -146,6 +156,9 @@ class CriticConfig(Strict):
     features: Literal["none", "uncertainty", "belief"] = "none"
     """What the head reads besides its hidden state, of the response so far: the surprisals and entropies of the frozen model
     (`uncertainty`), or those of the denoiser's model, which says how likely the right answer begins like this (`belief`)."""
+    oracle: str | None = None
+    """Control, no method: the task's column with the one right response, such as `answer`. Advantages are then made from the exact
+    value of every state, which says how much any critic could gain; the critic learns beside, and nothing reads it."""
     warmup_steps: int = Field(10, ge=0)
     """Steps at the start in which only the critic learns: a cold critic must not be trusted."""
     epochs: int = Field(1, ge=1)

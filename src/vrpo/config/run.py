@@ -162,6 +162,12 @@ class Config(Strict):
                     raise ValueError(
                         f"{name} needs a critic; remove `critic: null` or use algorithm.type: grpo"
                     )
+                asks = self.algorithm.asks_siblings
+                if asks and self.rollout.num_generations == 1:
+                    raise ValueError(
+                        f"algorithm.{asks[0]} compares the responses to a prompt, and rollout.num_generations=1 leaves one; use 2 or "
+                        f"more, or leave {asks[0]} out"
+                    )
                 if self.critic.warmup_steps >= self.train.steps > 0:
                     raise ValueError(
                         f"critic.warmup_steps={self.critic.warmup_steps} leaves the policy none of train.steps="

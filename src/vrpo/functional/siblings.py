@@ -100,9 +100,11 @@ def covered_values(
     known, covered = torch.zeros_like(rest), torch.zeros_like(rest)
     _, index, sizes = group_ids.unique(return_inverse=True, return_counts=True)
     for members in index.argsort(stable=True).split(sizes.tolist()):
-        ids, counts = input_ids[members], mask[members]
-        # [n, n, L] i and j are the same up to and with position t; padding may look like a token, but nobody chose it
+        counts = mask[members]
         chosen = pad(counts, (1, 0))
+        # a response ends with the last token that was chosen: what stands behind it is padding, whatever it looks like
+        ids = torch.where(chosen.flip(1).cummax(dim=1).values.flip(1), input_ids[members], -1)
+        # [n, n, L] i and j are the same up to and with position t
         same = ((ids[:, None] == ids[None]) & (chosen[:, None] == chosen[None])).cummin(dim=2).values
         alive = counts.any(dim=1)
         share = same[..., :-1] & counts[:, None] & counts[None]

@@ -90,6 +90,7 @@ METRICS: dict[str, MetricDoc] = {
     "val/explained_var_decile_*": _D("explained variance on seen returns within each tenth of the response", "rises towards the end", "flat at 0: the critic ignores the response"),
     "val/mean": _D("mean V over tokens, reward units", "near val/return_mean", "far off: critic learning rate too low"),
     "val/return_mean": _D("mean target R over tokens, reward units", "follows objective/scores", "-"),
+    "val/coverage": _D("mean probability, over tokens, that the policy goes on as one of the siblings has (algorithm.sibling_coverage)", "above 0.3 on short answers", "near 0 on long ones: there the critic's values are used as they are"),
     "val/bias": _D("mean(V - R), reward units", "within 0.05", "one-sided: the critic lags the policy"),
     "val/calibration": _D("expected calibration error of V at the end against the clean 0/1 outcome, 10 bins", "under 0.1 on clean rewards; flips compress V towards rho+ + J q", "rises: over-confident critic"),
     "val/auc_start": _D("P(V of a success > V of a failure) at the first token", "above 0.5: knows which prompts are hard", "0.5: does not tell prompts apart"),

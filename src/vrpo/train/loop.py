@@ -25,6 +25,7 @@ from vrpo.train.memory import peak_bytes
 from vrpo.train.metrics import critic_metrics, policy_metrics, reward_metrics, rollout_metrics
 from vrpo.train.milestones import due, evaluate_if_due, save_whole_step, watch, write_worst_tokens
 from vrpo.train.numerics import not_finite
+from vrpo.train.oracle import exact_values
 from vrpo.train.prepared import Prepared
 from vrpo.train.progress import Display
 from vrpo.train.run import Run
@@ -127,6 +128,14 @@ def _prepare(run: Run, step: int) -> Prepared:
         denoising: Metrics = {}
         if run.learner.denoiser is not None:
             batch, denoising = run.learner.denoiser.denoise(batch)
+        if config.critic is not None and config.critic.oracle is not None:
+            batch = exact_values(
+                batch,
+                scored,
+                policy=run.learner.policy,
+                column=config.critic.oracle,
+                temperature=config.rollout.temperature,
+            )
 
     # 5 advantages and value targets
     batch = run.algorithm.annotate(batch, kl_coef=run.learner.kl_coef)

@@ -141,6 +141,8 @@ def critic_metrics(batch: Batch) -> Metrics:
         "val/bias": float(masked_mean(values - targets, mask)),
         "val/return_mean": float(masked_mean(targets, mask)),
     }
+    if batch.coverage is not None:
+        metrics["val/coverage"] = float(masked_mean(batch.coverage, mask))
     by_position = explained_variance_by_position(targets, values, mask, bins=DECILES)
     metrics |= {f"val/explained_var_decile_{i}": float(x) for i, x in enumerate(by_position)}
     return metrics | _ranking_metrics(batch, values)

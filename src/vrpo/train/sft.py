@@ -83,15 +83,19 @@ def _sft_step(
 
 
 def encode_examples(
-    prompts: list[Prompt], tokenizer: Any, column: str
+    prompts: list[Prompt], tokenizer: Any, column: str, *, setting: str = "sft.target_column"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Input ids [B, L], attention mask [B, L] and loss mask [B, L - 1], True on target and EOS."""
+    """Input ids [B, L], attention mask [B, L] and loss mask [B, L - 1], True on target and EOS.
+
+    Raises:
+        DataError: a row has no text in `column`, which `setting` names.
+    """
     rows, starts = [], []
     for prompt in prompts:
         target = prompt.columns.get(column)
         if not isinstance(target, str) or not target:
             raise DataError(
-                f"row {prompt.prompt_id} has no text in column {column!r}; set sft.target_column to the column to imitate"
+                f"row {prompt.prompt_id} has no text in column {column!r}; set {setting} to the column with the right response"
             )
         target_ids = tokenizer(target, add_special_tokens=False)["input_ids"]
         rows.append(np.concatenate([prompt.token_ids, target_ids, [tokenizer.eos_token_id]]).astype(np.int64))
