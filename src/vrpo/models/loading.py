@@ -30,7 +30,7 @@ from vrpo.rng import stream_seed
 
 log = logging.getLogger(__name__)
 
-PACKAGED = ("vrpo:tiny", "vrpo:chain", "vrpo:minus", "vrpo:steps")
+PACKAGED = ("vrpo:tiny", "vrpo:chain", "vrpo:minus")
 """Names of the small character-level models that the package ships: for two-digit sums, and for sums of four numbers."""
 
 ADAPTER_FILE = "adapter_config.json"
