@@ -64,6 +64,7 @@ def message(changes: dict) -> str:
             {"algorithm": {"type": "ppo", "scale": "std"}, "rollout": {"num_generations": 1}},
             ["algorithm.scale", "num_generations=1", "2 or more"],
         ),
+        ({"denoiser": {"nuisance": "length"}}, ["nuisance=length", "channel: gaussian"]),
         ({"critic": {"features": "belief"}}, ["features=belief", "denoiser", "uncertainty"]),
         ({"algorithm": "gppo"}, ["gppo", "'ppo', 'vrpo', 'grpo'"]),
         ({"train": {"minibatch": 60}}, ["completions_per_step=256", "minibatch=60", "300"]),

@@ -146,7 +146,7 @@ CASES = {
     },
     "a judge that likes length, and a denoiser for real-valued rewards": {
         "rewards": {"noise": {"type": "length_bias", "coef": 0.3}},
-        "denoiser": {"learning_rate": 1e-3, "channel": "gaussian"},
+        "denoiser": {"learning_rate": 1e-3, "channel": "gaussian", "nuisance": "length"},
     },
     "two layers, activations computed again, pieces by tokens": {
         "critic": {"layers": 2},

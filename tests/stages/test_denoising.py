@@ -8,6 +8,8 @@ from vrpo.algorithms import Grpo, Ppo
 from vrpo.algorithms.critic_objective import CriticState
 from vrpo.config.learning import DenoiserConfig, GrpoConfig, PpoConfig
 from vrpo.errors import RewardError
+from vrpo.functional import posterior_rewards, verdict_nll
+from vrpo.train.channels import GaussianChannel
 from vrpo.train.denoising import Denoiser
 from vrpo.train.microbatches import Splitter
 from vrpo.train.values import evaluate_batch
@@ -219,6 +221,34 @@ def test_real_valued_rewards_and_what_rides_on_them(make_policy):
     assert bool((done.denoised <= metrics["denoiser/high"] + 1e-4).all())
 
 
+@pytest.mark.parametrize("nuisance", [False, True])
+def test_a_judges_liking_for_length_is_told_apart_from_its_verdicts(nuisance):
+    """Beliefs of .7 and .3 in right and wrong responses, and a token more pays .8 of what being right does."""
+    generator = torch.Generator().manual_seed(3)
+    right = torch.rand(400, generator=generator) < 0.5
+    tokens = torch.randint(1, 5, (400,), generator=generator)
+    seen = 5.0 + 2.0 * (right + 0.8 * tokens + 0.1 * torch.randn(400, generator=generator))
+    belief = torch.where(right, 0.7, 0.3)
+    channel = GaussianChannel(nuisance=nuisance)
+    channel.start(seen, tokens)
+    optimizer = torch.optim.Adam([channel.numbers], lr=0.02)
+    for _ in range(400):
+        optimizer.zero_grad()
+        verdict_nll(belief.log(), *channel.log_likelihoods(seen, tokens)).mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        posterior = posterior_rewards(belief, *channel.log_likelihoods(seen, tokens))
+    accuracy = float(((posterior > 0.5) == right).float().mean())
+    low, high = channel.levels()
+    if not nuisance:
+        assert accuracy < 0.8 and high - low > 2.5  # long ones pass for right
+        assert "denoiser/per_token" not in channel.metrics() and float(channel.per_token()) == 0.0
+        return
+    assert accuracy > 0.97
+    assert channel.metrics()["denoiser/per_token"] == pytest.approx(1.6, abs=0.05)
+    assert high - low == pytest.approx(2.0, abs=0.1)
+
+
 def test_a_gaussian_channel_starts_at_the_first_rewards_that_differ_and_comes_back(make_policy, tmp_path):
     _, denoiser = build(make_policy, channel="gaussian")
     denoise(denoiser, make_batch(scores=(3.0, 3.0, 3.0, 3.0)))
@@ -229,6 +259,24 @@ def test_a_gaussian_channel_starts_at_the_first_rewards_that_differ_and_comes_ba
     _, other = build(make_policy, channel="gaussian")
     other.load(tmp_path / "denoiser")
     assert other.channel.levels() == (4.0, 8.0)
+
+
+def test_a_slope_comes_back_and_equal_lengths_have_one_too(make_policy, tmp_path):
+    _, denoiser = build(make_policy, channel="gaussian", nuisance="length")
+    batch = make_batch(lengths=(2, 2, 2, 2), scores=(4.0, 8.0, 4.0, 8.0))
+    denoise(denoiser, batch)
+    assert float(denoiser.channel.per_token().detach()) == 0.0
+    with torch.no_grad():
+        denoiser.channel.numbers[3] = 0.5
+    assert float(denoiser.channel.per_token().detach()) == pytest.approx(
+        1.0
+    )  # .5 of a standard deviation of 2
+    (tmp_path / "denoiser").mkdir()
+    denoiser.save(tmp_path / "denoiser")
+    _, other = build(make_policy, channel="gaussian", nuisance="length")
+    other.load(tmp_path / "denoiser")
+    longer = make_batch(scores=(4.0, 8.0, 4.0, 8.0))
+    assert torch.equal(denoise(denoiser, longer)[0].denoised, denoise(other, longer)[0].denoised)
 
 
 def test_a_large_reward_does_not_make_nonsense_right(make_policy):

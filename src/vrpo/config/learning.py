@@ -207,6 +207,9 @@ class DenoiserConfig(Strict):
     channel: Literal["flip", "gaussian"] = "flip"
     """How clean verdicts become rewards. `flip`: 0/1 rewards, inverted with two rates. `gaussian`: any real-valued reward, as
     one level for wrong and one for right responses plus noise, all three learned."""
+    nuisance: Literal["none", "length"] = "none"
+    """What besides the verdict may move a real-valued reward, in a straight line that is learned along. `length`: the tokens of the
+    response; for a judge that likes long answers, or short ones."""
     false_positive: UnitInterval | None = None
     """rho+ = P(seen 1 | clean 0), if you know it. null: learned with the model."""
     false_negative: UnitInterval | None = None
@@ -217,6 +220,15 @@ class DenoiserConfig(Strict):
     """Past responses it learns from in a step, as a multiple of the step's own."""
     capacity: int = Field(16_384, ge=1)
     """Past responses that are kept, the newest."""
+
+    @model_validator(mode="after")
+    def _verdicts_have_no_slope(self) -> "DenoiserConfig":
+        if self.channel == "flip" and self.nuisance != "none":
+            raise ValueError(
+                f"nuisance={self.nuisance} is a slope of real-valued rewards, and channel=flip has 0/1 ones; set channel: gaussian or "
+                "nuisance: none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rates_are_of_flips(self) -> "DenoiserConfig":

@@ -58,6 +58,7 @@ METRICS: dict[str, MetricDoc] = {
     "denoiser/informativeness": _D("J = 1 - rho+ - rho-", "above 0.1", "near 0: the reward says nothing that could be corrected"),
     "denoiser/low": _D("channel gaussian: mean reward of wrong responses, learned", "below denoiser/high", "above it: the reward speaks against the belief"),
     "denoiser/high": _D("channel gaussian: mean reward of right responses, learned", "above denoiser/low", "below it"),
+    "denoiser/per_token": _D("denoiser.nuisance length: what a token more adds to the reward whatever the verdict, reward units", "steady after the first steps", "grows without end: length and verdict are not told apart"),
     "denoiser/std": _D("channel gaussian: standard deviation of the reward given the verdict", "falls below denoiser/high - denoiser/low", "far above that difference: the reward says little"),
     "denoiser/accuracy": _D("share of responses whose clean verdict (P(clean = 1 | seen, belief) > 1/2) gets right", "above noise/seen_accuracy", "below it: the denoiser harms; lower denoiser.learning_rate or switch it off"),
     "denoiser/auc": _D("AUC of the belief before the reward is looked at, against the clean verdict", "rises above 0.8", "0.5: it cannot tell right from wrong responses"),

@@ -1,8 +1,8 @@
 """The denoiser's channels: how a clean verdict becomes the reward that is seen.
 
     flip      r~ = r, inverted with rates rho+ (of wrong responses) and rho- (of right ones)
-    gaussian  r~ = low + (high - low) r + N(0, std^2): any real-valued reward; whatever is in it besides the verdict, such as
-              a liking for length, counts as its noise
+    gaussian  r~ = low + (high - low) r + slope z(tokens) + N(0, std^2): any real-valued reward; whatever is in it besides the
+              verdict counts as its noise, but for a liking for length, where `denoiser.nuisance: length` asks for the slope
 
 Their parameters are given or learned with the denoiser's model; `low` and `high` are where the reward of a wrong and of a
 right response stands, for flips rho+ and 1 - rho-.
@@ -44,8 +44,8 @@ class FlipChannel(nn.Module):
         rates = self.numbers if self.given else RATE_LIMIT * self.numbers.sigmoid()
         return rates[0], rates[1]
 
-    def start(self, seen: Tensor) -> None:
-        """See a step's rewards [N] first: rates have no scale to fit, but they are of verdicts.
+    def start(self, seen: Tensor, tokens: Tensor) -> None:
+        """See a step's rewards [N] first: rates have no scale to fit, but they are of verdicts. `tokens` [N] are not read.
 
         Raises:
             RewardError: a reward is neither 0 nor 1.
@@ -53,8 +53,8 @@ class FlipChannel(nn.Module):
         fix = "use one 0/1 function of weight 1, `denoiser.channel: gaussian`, or `denoiser: null`"
         require_verdicts(seen, "the denoiser", fix)
 
-    def log_likelihoods(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """log P(seen | clean 1) and log P(seen | clean 0), each [N]: `functional.flip_log_likelihoods`."""
+    def log_likelihoods(self, seen: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """log P(seen | clean 1) and log P(seen | clean 0), each [N]: `functional.flip_log_likelihoods`. `tokens` are not read."""
         false_positive, false_negative = self.rates()
         return flip_log_likelihoods(seen, false_positive=false_positive, false_negative=false_negative)
 
@@ -77,7 +77,8 @@ class FlipChannel(nn.Module):
 class GaussianChannel(nn.Module):
     """low, high and std, learned from where the first step's rewards lie: mean -+ one standard deviation, and that.
 
-    `numbers` [3]: low, high and log std in those standard deviations, from that mean.
+    `numbers` [3 or 4]: low, high and log std in those standard deviations, from that mean; with `nuisance` the slope too, in those
+    standard deviations of reward per standard deviation of the first step's lengths, from 0.
     """
 
     LEAST_BELIEF = 1e-4
@@ -87,26 +88,48 @@ class GaussianChannel(nn.Module):
     first: Tensor
     """Mean and standard deviation of the first rewards; (0, 0) before there are any that differ."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = nn.Parameter(torch.tensor([-1.0, 1.0, 0.0]))
-        self.register_buffer("first", torch.zeros(2))
+    first_tokens: Tensor
+    """The same of the first lengths; with `nuisance` alone."""
 
-    def start(self, seen: Tensor) -> None:
-        """Take mean and standard deviation of the first rewards [N]; equal ones, or none, leave it for a later step."""
+    def __init__(self, *, nuisance: bool = False) -> None:
+        super().__init__()
+        self.nuisance = nuisance
+        self.numbers = nn.Parameter(torch.tensor([-1.0, 1.0, 0.0, 0.0] if nuisance else [-1.0, 1.0, 0.0]))
+        self.register_buffer("first", torch.zeros(2))
+        if nuisance:
+            self.register_buffer("first_tokens", torch.zeros(2))
+
+    def start(self, seen: Tensor, tokens: Tensor) -> None:
+        """Take mean and standard deviation of the first rewards and lengths [N]; equal rewards, or none, leave it for a later step."""
         if float(self.first[1]) == 0.0 and len(seen) > 0:
-            self.first.copy_(torch.stack([seen.float().mean(), seen.float().std(correction=0)]))
+            self.first.copy_(_mean_and_std(seen))
+            if self.nuisance:
+                self.first_tokens.copy_(_mean_and_std(tokens))
 
     def parameters_in_force(self) -> tuple[Tensor, Tensor, Tensor]:
         """low, high, std."""
-        low, high, log_std = self.numbers
-        mean, scale = self.first
-        scale = torch.where(scale == 0.0, 1.0, scale)
+        low, high, log_std = self.numbers[:3]
+        mean, scale = self._first()
         return mean + scale * low, mean + scale * high, scale * log_std.exp().clamp(min=LEAST_STD)
 
-    def log_likelihoods(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """log P(seen | clean 1) and log P(seen | clean 0), each [N]: `functional.gaussian_log_likelihoods`."""
+    def _first(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the first rewards; 1 before there are any that differ."""
+        mean, scale = self.first
+        return mean, torch.where(scale == 0.0, 1.0, scale)
+
+    def per_token(self) -> Tensor:
+        """What a token more adds to the reward, whatever the verdict; 0 without `nuisance`."""
+        if not self.nuisance:
+            return self.first.new_zeros(())
+        spread = self.first_tokens[1]
+        return self.numbers[3] * self._first()[1] / torch.where(spread == 0.0, 1.0, spread)
+
+    def log_likelihoods(self, seen: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """log P(seen | clean 1) and log P(seen | clean 0), each [N]: `functional.gaussian_log_likelihoods` of what is left of the reward
+        without the responses' lengths `tokens` [N]."""
         low, high, std = self.parameters_in_force()
+        if self.nuisance:
+            seen = seen - self.per_token() * (tokens - self.first_tokens[0])
         return gaussian_log_likelihoods(seen, low=low, high=high, std=std)
 
     def levels(self) -> tuple[float, float]:
@@ -117,7 +140,13 @@ class GaussianChannel(nn.Module):
     def metrics(self) -> Metrics:
         """The two levels and the noise's standard deviation, in the reward's units."""
         low, high, std = (float(x.detach()) for x in self.parameters_in_force())
-        return {"denoiser/low": low, "denoiser/high": high, "denoiser/std": std}
+        found = {"denoiser/low": low, "denoiser/high": high, "denoiser/std": std}
+        return found | ({"denoiser/per_token": float(self.per_token().detach())} if self.nuisance else {})
+
+
+def _mean_and_std(x: Tensor) -> Tensor:
+    """[2] Mean and population standard deviation of x [N], fp32."""
+    return torch.stack([x.float().mean(), x.float().std(correction=0)])
 
 
 Channel = FlipChannel | GaussianChannel
@@ -126,5 +155,6 @@ Channel = FlipChannel | GaussianChannel
 
 def build_channel(config: DenoiserConfig, device: torch.device) -> Channel:
     """The channel that the configuration names."""
-    channel: Channel = GaussianChannel() if config.channel == "gaussian" else FlipChannel(config)
-    return channel.to(device)
+    if config.channel == "flip":
+        return FlipChannel(config).to(device)
+    return GaussianChannel(nuisance=config.nuisance == "length").to(device)

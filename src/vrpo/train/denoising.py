@@ -79,9 +79,10 @@ class Denoiser:
         with torch.no_grad():
             belief = batch.belief_logp.sum(dim=1).exp()
             # a missing reward stands as 0 in `scores`, and its sample is in no loss
-            self.channel.start(batch.scores[batch.mask.any(dim=1)])
+            tokens, counted = batch.mask.sum(dim=1), batch.mask.any(dim=1)
+            self.channel.start(batch.scores[counted], tokens[counted])
             belief = belief.clamp(self.channel.LEAST_BELIEF, 1.0 - self.channel.LEAST_BELIEF)
-            posterior = posterior_rewards(belief, *self.channel.log_likelihoods(batch.scores))
+            posterior = posterior_rewards(belief, *self.channel.log_likelihoods(batch.scores, tokens))
         low, high = self.channel.levels()
         metrics = self.channel.metrics() | _quality(batch, belief, posterior)
         return batch.with_(denoised=low + (high - low) * posterior), metrics
@@ -107,7 +108,8 @@ class Denoiser:
             responses: that count in the whole optimizer step.
         """
         counted = batch.mask.any(dim=1)
-        nll = verdict_nll(self._log_belief(batch), *self.channel.log_likelihoods(batch.scores))
+        likelihoods = self.channel.log_likelihoods(batch.scores, batch.mask.sum(dim=1))
+        nll = verdict_nll(self._log_belief(batch), *likelihoods)
         loss = torch.where(counted, nll, 0.0).sum() / responses
         return loss, {"nll": float(loss.detach()) * responses, "responses": float(counted.sum())}
 
