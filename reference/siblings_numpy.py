@@ -27,18 +27,6 @@ def _pooled_variance(x, groups):
     return squares / max(freedom, 1)
 
 
-def group_spread(returns, group_ids, *, valid):
-    """Standard deviation of every group, with the pooled variance as one more observation."""
-    groups, out = _groups(group_ids, valid), np.zeros(len(returns))
-    pooled = _pooled_variance(returns, groups)
-    for rows in groups.values():
-        for i in rows:
-            mean = math.fsum(returns[j] for j in rows) / len(rows)
-            squares = math.fsum((returns[j] - mean) ** 2 for j in rows)
-            out[i] = math.sqrt((squares + pooled) / len(rows))
-    return out
-
-
 def sibling_correction(residuals, group_ids, *, valid):
     """Mean residual of the others, times how far the group means lie apart beyond what chance explains."""
     groups, out = _groups(group_ids, valid), np.zeros(len(residuals))

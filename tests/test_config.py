@@ -60,10 +60,6 @@ def message(changes: dict) -> str:
             {"algorithm": {"type": "ppo", "sibling_coverage": True}, "rollout": {"num_generations": 1}},
             ["algorithm.sibling_coverage", "num_generations=1", "2 or more"],
         ),
-        (
-            {"algorithm": {"type": "ppo", "scale": "std"}, "rollout": {"num_generations": 1}},
-            ["algorithm.scale", "num_generations=1", "2 or more"],
-        ),
         ({"denoiser": {"nuisance": "length"}}, ["nuisance=length", "channel: gaussian"]),
         ({"critic": {"features": "belief"}}, ["features=belief", "denoiser", "uncertainty"]),
         ({"algorithm": "gppo"}, ["gppo", "'ppo', 'vrpo', 'grpo'"]),

@@ -3,11 +3,10 @@
 import itertools
 import math
 
-import pytest
 import torch
 
 from tests.functional.mutants import assert_catches, close
-from vrpo.functional import covered_values, group_spread, sibling_correction
+from vrpo.functional import covered_values, sibling_correction
 
 GROUPS = torch.tensor([7, 3, 7, 3, 7])  # ids in any order
 PAIR = torch.zeros(2, dtype=torch.long)
@@ -117,31 +116,13 @@ def test_a_cold_value_model_is_replaced_by_the_siblings():
     assert close(sibling_correction(residuals, GROUPS), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("f", [sibling_correction, group_spread])
-def test_missing_rewards_take_no_part(f):
+def test_missing_rewards_take_no_part():
     valid = torch.tensor([True, True, False, True, True])
     numbers = torch.tensor([3.0, -1.0, math.nan, -3.0, 1.0])
-    found = f(numbers, GROUPS, valid=valid)
-    assert close(found[valid], f(numbers[valid], GROUPS[valid]))
+    found = sibling_correction(numbers, GROUPS, valid=valid)
+    assert close(found[valid], sibling_correction(numbers[valid], GROUPS[valid]))
     assert float(found[2]) == 0.0
 
 
 def test_without_siblings_nothing_is_corrected():
     assert torch.equal(sibling_correction(torch.tensor([5.0, 1.0]), torch.arange(2)), torch.zeros(2))
-
-
-def check_spread(f) -> None:
-    # group 7: 3, 2, 1: squares 2; group 3: -1, -3: squares 2; pooled 4 / 3: sqrt((2 + 4/3) / 3), sqrt((2 + 4/3) / 2)
-    a, b = math.sqrt(10 / 9), math.sqrt(10 / 6)
-    assert close(f(torch.tensor([3.0, -1.0, 2.0, -3.0, 1.0]), GROUPS), [a, b, a, b, a])
-
-
-def test_golden_spread():
-    assert_catches(check_spread, group_spread, "scaled shifted negated")
-
-
-def test_equal_returns_in_one_group_still_have_a_spread():
-    found = group_spread(torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0]), torch.tensor([0, 1, 0, 1, 0]))
-    # squares 0 and .5, pooled .5 / 3: sqrt(.5 / 9) and sqrt((.5 + .5 / 3) / 2)
-    assert close(found, [math.sqrt(0.5 / 9), math.sqrt(1 / 3)] * 2 + [math.sqrt(0.5 / 9)])
-    assert torch.equal(group_spread(torch.ones(5), GROUPS), torch.zeros(5))

@@ -134,8 +134,8 @@ CASES = {
         "critic": {"features": "uncertainty", "regression": "bce"},
         "denoiser": {"learning_rate": 1e-3, "capacity": 40},
     },
-    "belief as features, siblings asked, advantages over the spread of their prompt": {
-        "algorithm": {"type": "vrpo", "sibling_coverage": True, "sibling_correction": True, "scale": "std"},
+    "belief as features, siblings asked": {
+        "algorithm": {"type": "vrpo", "sibling_coverage": True, "sibling_correction": True},
         "critic": {"features": "belief"},
         "denoiser": {"learning_rate": 1e-3},
     },

@@ -146,13 +146,6 @@ def test_denoised_rewards_are_what_siblings_tell():
     assert done.advantages[:2, 0].tolist() == pytest.approx([0.3, -0.3])
 
 
-def test_advantages_over_the_spread_of_their_prompt():
-    # squares .5 and 0, pooled .25: spreads sqrt(.75 / 2) and sqrt(.25 / 2)
-    scaled = siblings(scale="std").advantages[:, 0].tolist()
-    wide, narrow = math.sqrt(0.375), math.sqrt(0.125)
-    assert scaled == pytest.approx([0.5 / wide, -0.5 / wide, 0.5 / narrow, 0.5 / narrow])
-
-
 def test_kl_penalty_is_part_of_the_reward():
     batch = valued()
     ref = torch.where(batch.mask, batch.old_logp - 0.5, 0.0)  # k1 = .5 nats a token

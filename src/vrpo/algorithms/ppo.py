@@ -18,7 +18,6 @@ from vrpo.functional import (
     covered_values,
     explained_variance,
     gae,
-    group_spread,
     kl_estimate,
     length_adaptive_lambda,
     masked_mean,
@@ -26,7 +25,6 @@ from vrpo.functional import (
     sibling_correction,
     token_rewards,
 )
-from vrpo.functional.advantages import STD_EPS
 from vrpo.types import Batch
 
 
@@ -62,7 +60,9 @@ class Ppo:
             gamma=config.gamma,
             lam=1.0 - trust * (1.0 - self._lam(batch)),
         )
-        return batch.with_(advantages=self._scaled(advantages, targets, batch), targets=targets)
+        if config.whiten_advantages:
+            advantages = masked_whiten(advantages, batch.mask, center=True)
+        return batch.with_(advantages=advantages, targets=targets)
 
     def _ask_siblings(
         self, values: Tensor, targets: Tensor, rewards: Tensor, bootstrap: Tensor, batch: Batch
@@ -70,7 +70,8 @@ class Ppo:
         """The values [B, T] that advantages are made from, and the batch with what siblings covered of them."""
         config = self.config
         if config.sibling_correction:
-            residuals = _at_start(targets - values, batch)
+            first = batch.mask.float().argmax(dim=1, keepdim=True)
+            residuals = (targets - values).gather(1, first).squeeze(1)
             moved = sibling_correction(residuals, batch.group_ids, valid=batch.mask.any(dim=1))
             values = values + moved[:, None]
         if not config.sibling_coverage:
@@ -81,15 +82,6 @@ class Ppo:
             values, returns, batch.old_logp, batch.input_ids, batch.mask, group_ids=batch.group_ids
         )
         return values, batch.with_(coverage=coverage)
-
-    def _scaled(self, advantages: Tensor, targets: Tensor, batch: Batch) -> Tensor:
-        """Advantages over the spread of their prompt, whitened over the step, as far as the configuration says."""
-        if self.config.scale == "std":
-            spread = group_spread(_at_start(targets, batch), batch.group_ids, valid=batch.mask.any(dim=1))
-            advantages = advantages / spread.clamp(min=STD_EPS)[:, None]
-        if self.config.whiten_advantages:
-            advantages = masked_whiten(advantages, batch.mask, center=True)
-        return advantages
 
     def _lam(self, batch: Batch) -> float | Tensor:
         """GAE's lambda, one for all or one per response."""
@@ -132,9 +124,3 @@ class Ppo:
         assert batch.ref_logp is not None, "the reference's log-probabilities come first"
         kl = kl_estimate(batch.old_logp, batch.ref_logp, kind=self.config.kl_estimator)
         return rewards - kl_coef * torch.where(batch.mask, kl, torch.zeros_like(kl))
-
-
-def _at_start(x: Tensor, batch: Batch) -> Tensor:
-    """[B] What x [B, T] is before the first token of each response."""
-    first = batch.mask.float().argmax(dim=1, keepdim=True)
-    return x.gather(1, first).squeeze(1)

@@ -46,9 +46,6 @@ class PpoConfig(Strict):
     sibling_coverage: bool = False
     """Where siblings have sampled how the policy goes on, take their returns weighted by its probabilities, and the critic's value for
     the rest only (`functional.covered_values`): nearly exact for short answers, the critic alone for long ones."""
-    scale: Literal["none", "std"] = "none"
-    """`std`: divide a response's advantages by how far the returns of its prompt's responses lie apart (`functional.group_spread`), as
-    GRPO does: prompts that are nearly always or nearly never solved count for more."""
     whiten_advantages: bool = True
     """Centre and scale the advantages over the step's valid tokens."""
     truncation: Truncation = "terminal"
@@ -61,7 +58,6 @@ class PpoConfig(Strict):
         in_force = {
             "sibling_correction": self.sibling_correction,
             "sibling_coverage": self.sibling_coverage,
-            "scale": self.scale != "none",
         }
         return tuple(name for name, on in in_force.items() if on)
 

@@ -34,7 +34,7 @@ from vrpo.functional.policy_losses import PolicyLoss, ppo_clip_loss
 from vrpo.functional.returns import length_adaptive_lambda, token_rewards
 from vrpo.functional.sampling import SampledTokens, sample_tokens
 from vrpo.functional.semantic import clamped_nll, ema, quantile_threshold, uncertain_tokens
-from vrpo.functional.siblings import covered_values, group_spread, sibling_correction
+from vrpo.functional.siblings import covered_values, sibling_correction
 from vrpo.functional.uncertainty import UNCERTAINTY_FEATURES, uncertainty_features
 from vrpo.functional.value_losses import (
     Regression,
@@ -71,7 +71,6 @@ __all__ = [
     "gaussian_kl",
     "gaussian_log_likelihoods",
     "group_advantages",
-    "group_spread",
     "kl_estimate",
     "length_adaptive_lambda",
     "length_bias",

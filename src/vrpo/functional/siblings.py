@@ -13,28 +13,6 @@ from vrpo.functional.groups import Groups
 from vrpo.functional.masked import zero_where_false
 
 
-def group_spread(
-    returns: Num[Tensor, " B"], group_ids: Int[Tensor, " B"], *, valid: Bool[Tensor, " B"] | None = None
-) -> Float[Tensor, " B"]:
-    """How far the returns of responses to one prompt lie apart: their standard deviation, shrunk towards all groups'.
-
-        s_i = sqrt(((n_g - 1) s_g^2 + sigma^2) / n_g)    s_g: sample standard deviation    sigma^2: pooled variance inside groups
-
-    The pooled variance counts as one more observation, so that a group whose returns happen to be equal has a spread too and
-    nothing is ever divided by 0. Source of the form: variance shrinkage, Smyth 2004 (limma).
-
-    Args:
-        returns: one per sequence, reward units.
-        group_ids: sequences with the same id answer the same prompt.
-        valid: False where the reward is missing: no part in anything, and 0. None: all are valid.
-
-    Returns:
-        fp32, reward units; 0 only where every group's returns are equal.
-    """
-    groups = Groups(returns, group_ids, valid)
-    return groups.of_row(((groups.squares + groups.within) / groups.count.clamp(min=1)).sqrt())
-
-
 def sibling_correction(
     residuals: Num[Tensor, " B"], group_ids: Int[Tensor, " B"], *, valid: Bool[Tensor, " B"] | None = None
 ) -> Float[Tensor, " B"]:
