@@ -75,7 +75,7 @@ def _biases(found: Diagnosis) -> list[str]:
         kind = "longer" if found.length_correlation > 0 else "shorter"
         lines.append(
             f"{kind} completions of a prompt are paid more (rank correlation {found.length_correlation:+.2f}): unless that is wanted, "
-            "use `denoiser: {channel: gaussian}` (short answers) or algorithm.kl_coef above 0, and watch completions/mean_length"
+            "use `denoiser: {channel: gaussian, nuisance: length}` (short answers) or algorithm.kl_coef above 0, and watch completions/mean_length"
         )
     for word, difference in found.keywords:
         lines.append(f"completions with {word!r} are paid {difference:+.2f}: look whether they deserve it")
