@@ -12,6 +12,7 @@ can be left between two micro-batches and gone on with by another process.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from vrpo.errors import NumericsError
@@ -33,7 +34,7 @@ from vrpo.train.signals import GivenUp, StopRequest, stop_requested
 from vrpo.train.summary import summarise
 from vrpo.train.update import Paused, UpdateStats
 from vrpo.train.values import evaluate_batch
-from vrpo.types import Metrics, to_device
+from vrpo.types import Batch, Metrics, ScoredRollout, to_device
 
 
 def train(run: Run, display: Display) -> dict[str, object]:
@@ -128,14 +129,7 @@ def _prepare(run: Run, step: int) -> Prepared:
         denoising: Metrics = {}
         if run.learner.denoiser is not None:
             batch, denoising = run.learner.denoiser.denoise(batch)
-        if config.critic is not None and config.critic.oracle is not None:
-            batch = exact_values(
-                batch,
-                scored,
-                policy=run.learner.policy,
-                column=config.critic.oracle,
-                temperature=config.rollout.temperature,
-            )
+        batch = _oracle_if_asked(run, batch, scored)
 
     # 5 advantages and value targets
     batch = run.algorithm.annotate(batch, kl_coef=run.learner.kl_coef)
@@ -166,6 +160,15 @@ def _prepare(run: Run, step: int) -> Prepared:
         policy=UpdateStats(skipped_in_a_row=skipped["policy"]),
         clock=clock,
     )
+
+
+def _oracle_if_asked(run: Run, batch: Batch, scored: Sequence[ScoredRollout]) -> Batch:
+    """The batch with exact values in place of the critic's, where `critic.oracle` names the right responses."""
+    critic, temperature = run.config.critic, run.config.rollout.temperature
+    if critic is None or critic.oracle is None:
+        return batch
+    policy = run.learner.policy
+    return exact_values(batch, scored, policy=policy, column=critic.oracle, temperature=temperature)
 
 
 def _learn(run: Run, prepared: Prepared, stop: StopRequest) -> Metrics:
