@@ -154,7 +154,8 @@ class CriticConfig(Strict):
     (`uncertainty`), or those of the denoiser's model, which says how likely the right answer begins like this (`belief`)."""
     oracle: str | None = None
     """Control, no method: the task's column with the one right response, such as `answer`. Advantages are then made from the exact
-    value of every state, which says how much any critic could gain; the critic learns beside, and nothing reads it."""
+    value of every state, which says how much any critic could gain, and `val/*` describe these; the critic learns beside, and
+    nothing reads it."""
     warmup_steps: int = Field(10, ge=0)
     """Steps at the start in which only the critic learns: a cold critic must not be trusted."""
     epochs: int = Field(1, ge=1)
@@ -181,6 +182,11 @@ class CriticConfig(Strict):
 
     @model_validator(mode="after")
     def _clip_needs_means(self) -> "CriticConfig":
+        if self.cliprange_value is not None and self.oracle is not None:
+            raise ValueError(
+                f"cliprange_value={self.cliprange_value} would clip around the exact values of oracle={self.oracle}, which are not the "
+                "critic's; set cliprange_value: null or oracle: null"
+            )
         if self.cliprange_value is not None and self.regression != "mse":
             raise ValueError(
                 f"cliprange_value clips a squared error, and regression={self.regression} has none; set cliprange_value: null or "
