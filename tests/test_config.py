@@ -68,7 +68,10 @@ def message(changes: dict) -> str:
         ({"rollout": {"num_generations": 7}}, ["completions_per_step=256", "num_generations=7"]),
         ({"train": {"steps": 5}}, ["warmup_steps=10", "train.steps=5"]),
         ({"critic": {"cliprange_value": 0.2}}, ["sampled bottleneck", "head.sample: false"]),
-        ({"critic": {"cliprange_value": 0.2, "oracle": "answer"}}, ["oracle=answer", "cliprange_value: null"]),
+        (
+            {"critic": {"cliprange_value": 0.2, "oracle": "answer"}},
+            ["oracle=answer", "cliprange_value: null"],
+        ),
         ({"task": {"type": "arithmetic", "min_digits": 5}}, ["min_digits=5", "max_digits=2"]),
         ({"task": {"type": "arithmetic", "template": "?"}}, ["{problem}"]),
     ],
