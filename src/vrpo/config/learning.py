@@ -209,9 +209,9 @@ class DenoiserConfig(Strict):
     channel: Literal["flip", "gaussian"] = "flip"
     """How clean verdicts become rewards. `flip`: 0/1 rewards, inverted with two rates. `gaussian`: any real-valued reward, as
     one level for wrong and one for right responses plus noise, all three learned."""
-    nuisance: Literal["none", "length"] = "none"
-    """What besides the verdict may move a real-valued reward, in a straight line that is learned along. `length`: the tokens of the
-    response; for a judge that likes long answers, or short ones."""
+    nuisance: Literal["none", "length", "tokens"] = "none"
+    """What besides the verdict may move a real-valued reward, in straight lines that are learned along. `length`: the number of tokens,
+    for a judge that likes long answers, or short ones. `tokens`: that, and which tokens occur, for a judge that likes words."""
     false_positive: UnitInterval | None = None
     """rho+ = P(seen 1 | clean 0), if you know it. null: learned with the model."""
     false_negative: UnitInterval | None = None

@@ -1,24 +1,26 @@
 """The denoiser's channels: how a clean verdict becomes the reward that is seen.
 
     flip      r~ = r, inverted with rates rho+ (of wrong responses) and rho- (of right ones)
-    gaussian  r~ = low + (high - low) r + slope z(tokens) + N(0, std^2): any real-valued reward; whatever is in it besides the
-              verdict counts as its noise, but for a liking for length, where `denoiser.nuisance: length` asks for the slope
+    gaussian  r~ = low + (high - low) r + nuisance + N(0, std^2): any real-valued reward; whatever is in it besides the verdict
+              counts as its noise, but for what `denoiser.nuisance` names (`train.nuisance`)
 
 Their parameters are given or learned with the denoiser's model; `low` and `high` are where the reward of a wrong and of a
 right response stands, for flips rho+ and 1 - rho-.
 """
 
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from vrpo.config.learning import DenoiserConfig
 from vrpo.functional import flip_log_likelihoods, gaussian_log_likelihoods, require_verdicts
-from vrpo.types import Metrics
+from vrpo.train.nuisance import TokenSlopes, mean_and_std
+from vrpo.types import Batch, Metrics
 
 RATE_START, RATE_LIMIT = 0.1, 0.5
 """Learned rates start here, and stay below the limit, so that J > 0."""
+Nuisance = Literal["none", "length", "tokens"]
 LEAST_STD = 0.1
 """Of the Gaussian channel, in standard deviations of the first step's rewards: two sharp levels would be infinitely likely."""
 
@@ -44,19 +46,21 @@ class FlipChannel(nn.Module):
         rates = self.numbers if self.given else RATE_LIMIT * self.numbers.sigmoid()
         return rates[0], rates[1]
 
-    def start(self, seen: Tensor, tokens: Tensor) -> None:
-        """See a step's rewards [N] first: rates have no scale to fit, but they are of verdicts. `tokens` [N] are not read.
+    def start(self, batch: Batch) -> None:
+        """See a step's rewards first: rates have no scale to fit, but they are of verdicts.
 
         Raises:
             RewardError: a reward is neither 0 nor 1.
         """
         fix = "use one 0/1 function of weight 1, `denoiser.channel: gaussian`, or `denoiser: null`"
-        require_verdicts(seen, "the denoiser", fix)
+        require_verdicts(batch.scores[batch.mask.any(dim=1)], "the denoiser", fix)
 
-    def log_likelihoods(self, seen: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """log P(seen | clean 1) and log P(seen | clean 0), each [N]: `functional.flip_log_likelihoods`. `tokens` are not read."""
+    def log_likelihoods(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """log P(seen | clean 1) and log P(seen | clean 0), each [B]: `functional.flip_log_likelihoods`."""
         false_positive, false_negative = self.rates()
-        return flip_log_likelihoods(seen, false_positive=false_positive, false_negative=false_negative)
+        return flip_log_likelihoods(
+            batch.scores, false_positive=false_positive, false_negative=false_negative
+        )
 
     def levels(self) -> tuple[float, float]:
         """Mean reward of wrong and of right responses: rho+ and 1 - rho-."""
@@ -77,8 +81,12 @@ class FlipChannel(nn.Module):
 class GaussianChannel(nn.Module):
     """low, high and std, learned from where the first step's rewards lie: mean -+ one standard deviation, and that.
 
-    `numbers` [3 or 4]: low, high and log std in those standard deviations, from that mean; with `nuisance` the slope too, in those
-    standard deviations of reward per standard deviation of the first step's lengths, from 0.
+    `numbers` [3 or 4]: low, high and log std in those standard deviations, from that mean; with a nuisance the slope on length too, in
+    those standard deviations of reward per standard deviation of the first step's lengths, from 0.
+
+    Args:
+        nuisance: what besides the verdict moves the reward.
+        vocabulary: number of token ids; of `tokens` alone.
     """
 
     LEAST_BELIEF = 1e-4
@@ -89,22 +97,27 @@ class GaussianChannel(nn.Module):
     """Mean and standard deviation of the first rewards; (0, 0) before there are any that differ."""
 
     first_tokens: Tensor
-    """The same of the first lengths; with `nuisance` alone."""
+    """The same of the first lengths; with a nuisance alone."""
 
-    def __init__(self, *, nuisance: bool = False) -> None:
+    def __init__(self, *, nuisance: Nuisance = "none", vocabulary: int = 0) -> None:
         super().__init__()
         self.nuisance = nuisance
-        self.numbers = nn.Parameter(torch.tensor([-1.0, 1.0, 0.0, 0.0] if nuisance else [-1.0, 1.0, 0.0]))
+        slopes = [] if nuisance == "none" else [0.0]
+        self.numbers = nn.Parameter(torch.tensor([-1.0, 1.0, 0.0, *slopes]))
         self.register_buffer("first", torch.zeros(2))
-        if nuisance:
+        if nuisance != "none":
             self.register_buffer("first_tokens", torch.zeros(2))
+        self.tokens = TokenSlopes(vocabulary) if nuisance == "tokens" else None
 
-    def start(self, seen: Tensor, tokens: Tensor) -> None:
-        """Take mean and standard deviation of the first rewards and lengths [N]; equal rewards, or none, leave it for a later step."""
-        if float(self.first[1]) == 0.0 and len(seen) > 0:
-            self.first.copy_(_mean_and_std(seen))
-            if self.nuisance:
-                self.first_tokens.copy_(_mean_and_std(tokens))
+    def start(self, batch: Batch) -> None:
+        """Take mean and standard deviation of the first rewards and lengths; equal rewards, or none, leave it for a later step."""
+        counted = batch.mask.any(dim=1)
+        if float(self.first[1]) == 0.0 and bool(counted.any()):
+            self.first.copy_(mean_and_std(batch.scores[counted]))
+            if self.nuisance != "none":
+                self.first_tokens.copy_(mean_and_std(batch.mask.sum(dim=1)[counted]))
+            if self.tokens is not None:
+                self.tokens.start(batch)
 
     def parameters_in_force(self) -> tuple[Tensor, Tensor, Tensor]:
         """low, high, std."""
@@ -118,18 +131,30 @@ class GaussianChannel(nn.Module):
         return mean, torch.where(scale == 0.0, 1.0, scale)
 
     def per_token(self) -> Tensor:
-        """What a token more adds to the reward, whatever the verdict; 0 without `nuisance`."""
-        if not self.nuisance:
+        """What a token more adds to the reward, whatever the verdict; 0 without a nuisance."""
+        if self.nuisance == "none":
             return self.first.new_zeros(())
         spread = self.first_tokens[1]
         return self.numbers[3] * self._first()[1] / torch.where(spread == 0.0, 1.0, spread)
 
-    def log_likelihoods(self, seen: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """log P(seen | clean 1) and log P(seen | clean 0), each [N]: `functional.gaussian_log_likelihoods` of what is left of the reward
-        without the responses' lengths `tokens` [N]."""
+    def pays_for(self, count: int) -> list[tuple[int, float]]:
+        """The `count` tokens whose occurring moves the reward most, as (id, reward units); [] but with `tokens`."""
+        scale = float(self._first()[1])
+        return (
+            []
+            if self.tokens is None
+            else [(token, scale * slope) for token, slope in self.tokens.dearest(count)]
+        )
+
+    def log_likelihoods(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """log P(seen | clean 1) and log P(seen | clean 0), each [B]: `functional.gaussian_log_likelihoods` of what is left of the reward
+        without the nuisance."""
         low, high, std = self.parameters_in_force()
-        if self.nuisance:
-            seen = seen - self.per_token() * (tokens - self.first_tokens[0])
+        seen = batch.scores
+        if self.nuisance != "none":
+            seen = seen - self.per_token() * (batch.mask.sum(dim=1) - self.first_tokens[0])
+        if self.tokens is not None:
+            seen = seen - self._first()[1] * self.tokens(batch)
         return gaussian_log_likelihoods(seen, low=low, high=high, std=std)
 
     def levels(self) -> tuple[float, float]:
@@ -138,23 +163,22 @@ class GaussianChannel(nn.Module):
         return float(low.detach()), float(high.detach())
 
     def metrics(self) -> Metrics:
-        """The two levels and the noise's standard deviation, in the reward's units."""
+        """The two levels and the noise's standard deviation, and what the nuisance moves, in the reward's units."""
         low, high, std = (float(x.detach()) for x in self.parameters_in_force())
         found = {"denoiser/low": low, "denoiser/high": high, "denoiser/std": std}
-        return found | ({"denoiser/per_token": float(self.per_token().detach())} if self.nuisance else {})
-
-
-def _mean_and_std(x: Tensor) -> Tensor:
-    """[2] Mean and population standard deviation of x [N], fp32."""
-    return torch.stack([x.float().mean(), x.float().std(correction=0)])
+        if self.nuisance != "none":
+            found["denoiser/per_token"] = float(self.per_token().detach())
+        if self.tokens is not None:
+            found["denoiser/dearest_token"] = max((slope for _, slope in self.pays_for(1)), key=abs)
+        return found
 
 
 Channel = FlipChannel | GaussianChannel
-"""P(seen reward | clean verdict). `numbers` is what is learned; `state_dict` what a checkpoint keeps."""
+"""P(seen reward | clean verdict). Its parameters are what is learned; `state_dict` what a checkpoint keeps."""
 
 
-def build_channel(config: DenoiserConfig, device: torch.device) -> Channel:
+def build_channel(config: DenoiserConfig, device: torch.device, *, vocabulary: int) -> Channel:
     """The channel that the configuration names."""
     if config.channel == "flip":
         return FlipChannel(config).to(device)
-    return GaussianChannel(nuisance=config.nuisance == "length").to(device)
+    return GaussianChannel(nuisance=config.nuisance, vocabulary=vocabulary).to(device)

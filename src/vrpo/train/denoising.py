@@ -29,11 +29,12 @@ from vrpo.models.policy import Policy
 from vrpo.models.weights import load_policy_weights
 from vrpo.rng import stream
 from vrpo.train.channels import build_channel
+from vrpo.train.nuisance import WEIGHT_DECAY as SLOPES_WEIGHT_DECAY
 from vrpo.train.optim import adamw, load_optimizer_tensors, optimizer_tensors
 from vrpo.types import SAMPLED, Batch, Metrics, join, to_device
 
 CHANNEL_LEARNING_RATE = 0.02
-"""Of the numbers behind the channel; a rate moves from 0.1 to 0.3 in some 60 optimizer steps."""
+"""Of what the channel learns; a rate moves from 0.1 to 0.3 in some 60 optimizer steps."""
 MODEL, STATE = "model", "state.safetensors"
 """What `Denoiser.save` writes into its folder."""
 
@@ -53,18 +54,21 @@ class Denoiser:
         self.config = config
         self.seed = seed
         self.model = policy.trainable_copy()
-        self.channel = build_channel(config, policy.device)
+        self.channel = build_channel(config, policy.device, vocabulary=policy.vocabulary)
         self.optimizer = adamw(self.model, learning_rate=config.learning_rate, weight_decay=weight_decay)
-        if self.channel.numbers.requires_grad:
-            group = {"params": [self.channel.numbers], "lr": CHANNEL_LEARNING_RATE, "weight_decay": 0.0}
-            self.optimizer.add_param_group(group)
+        for name, learned in self.channel.named_parameters():
+            if learned.requires_grad:
+                decay = 0.0 if name == "numbers" else SLOPES_WEIGHT_DECAY
+                group = {"params": [learned], "lr": CHANNEL_LEARNING_RATE, "weight_decay": decay}
+                self.optimizer.add_param_group(group)
         self.past: Batch | None = None
         """Scored responses of earlier steps, the newest `capacity` of them, on the CPU; None before the first step."""
 
     def set_learning_rate(self, rate: float) -> None:
         """The model's; that of the channel stays."""
+        of_channel = {id(learned) for learned in self.channel.parameters()}
         for group in self.optimizer.param_groups:
-            if group["params"][0] is not self.channel.numbers:
+            if id(group["params"][0]) not in of_channel:
                 group["lr"] = rate
 
     def denoise(self, batch: Batch) -> tuple[Batch, Metrics]:
@@ -78,11 +82,9 @@ class Denoiser:
         assert batch.belief_logp is not None, "stage 4 reads the denoiser's model first"
         with torch.no_grad():
             belief = batch.belief_logp.sum(dim=1).exp()
-            # a missing reward stands as 0 in `scores`, and its sample is in no loss
-            tokens, counted = batch.mask.sum(dim=1), batch.mask.any(dim=1)
-            self.channel.start(batch.scores[counted], tokens[counted])
+            self.channel.start(batch)
             belief = belief.clamp(self.channel.LEAST_BELIEF, 1.0 - self.channel.LEAST_BELIEF)
-            posterior = posterior_rewards(belief, *self.channel.log_likelihoods(batch.scores, tokens))
+            posterior = posterior_rewards(belief, *self.channel.log_likelihoods(batch))
         low, high = self.channel.levels()
         metrics = self.channel.metrics() | _quality(batch, belief, posterior)
         return batch.with_(denoised=low + (high - low) * posterior), metrics
@@ -108,8 +110,7 @@ class Denoiser:
             responses: that count in the whole optimizer step.
         """
         counted = batch.mask.any(dim=1)
-        likelihoods = self.channel.log_likelihoods(batch.scores, batch.mask.sum(dim=1))
-        nll = verdict_nll(self._log_belief(batch), *likelihoods)
+        nll = verdict_nll(self._log_belief(batch), *self.channel.log_likelihoods(batch))
         loss = torch.where(counted, nll, 0.0).sum() / responses
         return loss, {"nll": float(loss.detach()) * responses, "responses": float(counted.sum())}
 
