@@ -333,6 +333,9 @@ def _print_accuracy(summary: dict[str, Any]) -> None:
         e = accuracy[name]
         table.add_row(name, str(e["step"]), f"{e['greedy']:.3f}", f"{e['sampled']:.3f}")
     console.print(table)
+    if liked := summary.get("judge_pays_for"):
+        words = ", ".join(f"{text!r} {slope:+.2f}" for text, slope in liked.items())
+        console.print(f"besides the verdict the judge pays for tokens that occur: {words}", markup=False)
 
 
 def _nearest_name(name: str) -> str:

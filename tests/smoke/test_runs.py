@@ -148,6 +148,10 @@ CASES = {
         "rewards": {"noise": {"type": "length_bias", "coef": 0.3}},
         "denoiser": {"learning_rate": 1e-3, "channel": "gaussian", "nuisance": "length"},
     },
+    "a judge that likes a digit, and a slope for every token": {
+        "rewards": {"noise": {"type": "keyword_bias", "phrase": "1", "bonus": 0.5}},
+        "denoiser": {"learning_rate": 1e-3, "channel": "gaussian", "nuisance": "tokens"},
+    },
     "two layers, activations computed again, pieces by tokens": {
         "critic": {"layers": 2},
         "train": {"activation_checkpointing": True, "max_tokens_per_microbatch": 100},
@@ -178,6 +182,12 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, changes):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert same(weights(tmp_path / "killed", 4), weights(tmp_path / "whole", 4))
     assert not same(weights(tmp_path / "whole", 2), weights(tmp_path / "whole", 4))
+    liked = [
+        json.loads((tmp_path / name / "summary.json").read_text()).get("judge_pays_for")
+        for name in ("whole", "killed")
+    ]
+    assert liked[0] == liked[1]
+    assert bool(liked[0]) == (config.denoiser is not None and config.denoiser.nuisance == "tokens")
 
 
 def test_vrpo_with_zero_coefficients_is_ppo(tmp_path):
@@ -361,6 +371,12 @@ def recipe(tmp_path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(merge(SMALL, {"train": {"steps": 2, "eval_every": 0}})))
     return path
+
+
+def test_what_the_judge_pays_for_is_printed(capsys, tmp_path, recipe):
+    slopes = "denoiser={channel: gaussian, nuisance: tokens, learning_rate: 1.0e-3}"
+    status, text, _ = cli(capsys, "train", str(recipe), "--set", slopes, "--out", str(tmp_path / "run"))
+    assert status == 0 and "besides the verdict the judge pays for tokens that occur: '" in text
 
 
 def test_the_commands(capsys, tmp_path, recipe):

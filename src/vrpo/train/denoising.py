@@ -28,7 +28,7 @@ from vrpo.functional import auc, group_advantages, masked_correlation, posterior
 from vrpo.models.policy import Policy
 from vrpo.models.weights import load_policy_weights
 from vrpo.rng import stream
-from vrpo.train.channels import build_channel
+from vrpo.train.channels import FlipChannel, build_channel
 from vrpo.train.nuisance import WEIGHT_DECAY as SLOPES_WEIGHT_DECAY
 from vrpo.train.optim import adamw, load_optimizer_tensors, optimizer_tensors
 from vrpo.types import SAMPLED, Batch, Metrics, join, to_device
@@ -131,6 +131,12 @@ class Denoiser:
             prompts=batch.shared_prompts,
         )
         return logp.sum(dim=1)
+
+    def judge_pays_for(self, count: int = 5) -> dict[str, float]:
+        """The tokens whose occurring moves the reward most whatever the verdict, as text -> reward units; {} without such slopes."""
+        if isinstance(self.channel, FlipChannel):
+            return {}
+        return {self.model.tokenizer.decode([token]): slope for token, slope in self.channel.pays_for(count)}
 
     def save(self, folder: Path) -> None:
         """Everything that learning changes."""

@@ -62,6 +62,8 @@ def train(run: Run, display: Display) -> dict[str, object]:
                 save_whole_step(run)
             stop.leave_if_asked(run.folder.path)
         summary = summarise(run.folder, run.config, seconds=time.perf_counter() - started)
+        if run.learner.denoiser is not None:
+            summary["judge_pays_for"] = run.learner.denoiser.judge_pays_for()
         run.folder.write_json("summary.json", summary)
         return summary
     finally:
