@@ -85,6 +85,7 @@ def test_length_and_keywords_that_pay_are_named():
     assert any("longer completions" in line for line in advise(found))
     found = diagnose(sample(change=phrase))
     assert {word for word, _ in found.keywords} == {"certain", "guess"}
+    assert sum("nuisance: tokens" in line for line in advise(found)) == 2
     assert (
         diagnose(sample(false_positive=0.3)).keywords == ()
         and abs(diagnose(sample()).length_correlation) < 0.1

@@ -78,7 +78,10 @@ def _biases(found: Diagnosis) -> list[str]:
             "use `denoiser: {channel: gaussian, nuisance: length}` (short answers) or algorithm.kl_coef above 0, and watch completions/mean_length"
         )
     for word, difference in found.keywords:
-        lines.append(f"completions with {word!r} are paid {difference:+.2f}: look whether they deserve it")
+        lines.append(
+            f"completions with {word!r} are paid {difference:+.2f}: look whether they deserve it; if not, "
+            "use `denoiser: {channel: gaussian, nuisance: tokens}` (short answers)"
+        )
     for names, correlation in found.disagreement.items():
         if correlation < LENGTH_MATTERS:
             lines.append(
