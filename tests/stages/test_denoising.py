@@ -254,11 +254,11 @@ def test_a_judges_liking_for_length_is_told_apart_from_its_verdicts(nuisance):
     blind, accuracy = fit_channel("none", tokens_pay=False)
     low, high = blind.levels()
     assert accuracy < 0.8 and high - low > 2.5  # long ones pass for right
-    assert "denoiser/per_token" not in blind.metrics() and float(blind.per_token()) == 0.0
+    assert "denoiser/per_token" not in blind.metrics(make_batch()) and float(blind.per_token()) == 0.0
     channel, accuracy = fit_channel(nuisance, tokens_pay=False)
     low, high = channel.levels()
     assert accuracy > 0.97
-    assert channel.metrics()["denoiser/per_token"] == pytest.approx(1.6, abs=0.1)
+    assert channel.metrics(make_batch(vocabulary=12))["denoiser/per_token"] == pytest.approx(1.6, abs=0.1)
     assert high - low == pytest.approx(2.0, abs=0.1)
 
 
@@ -268,9 +268,16 @@ def test_a_judges_liking_for_a_word_is_told_apart_from_its_verdicts():
     channel, accuracy = fit_channel("tokens", tokens_pay=True)
     low, high = channel.levels()
     assert accuracy > 0.97 and high - low == pytest.approx(2.0, abs=0.1)
-    (dearest, pays), (_, next_best) = channel.pays_for(2)
+    with_7 = make_batch(lengths=(2, 2, 2, 2), vocabulary=12)
+    with_7.input_ids[0, 2] = 7
+    with_7.input_ids[1:, 2:] = 5
+    (dearest, pays), (_, next_best) = channel.pays_for(with_7, 2)
     assert dearest == 7 and pays == pytest.approx(2.4, abs=0.15) and abs(next_best) < 0.2
-    assert channel.metrics()["denoiser/dearest_token"] == pays
+    assert channel.metrics(with_7)["denoiser/dearest_token"] == pays
+    with torch.no_grad():  # a slope that nothing is seen of is chance, and so is that of what everybody says
+        channel.tokens.slopes[9] = channel.tokens.slopes[5] = 50.0
+        with_7.input_ids[:, 3] = 5
+    assert [token for token, _ in channel.pays_for(with_7, 1)] == [7]
 
 
 def test_a_token_counts_once_and_prompts_padding_and_missing_samples_never():

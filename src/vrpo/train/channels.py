@@ -67,8 +67,8 @@ class FlipChannel(nn.Module):
         false_positive, false_negative = (float(rate.detach()) for rate in self.rates())
         return false_positive, 1.0 - false_negative
 
-    def metrics(self) -> Metrics:
-        """The rates and J."""
+    def metrics(self, batch: Batch) -> Metrics:
+        """The rates and J; of the channel, not of `batch`."""
         low, high = self.levels()
         return {
             "denoiser/false_positive": low,
@@ -137,13 +137,13 @@ class GaussianChannel(nn.Module):
         spread = self.first_tokens[1]
         return self.numbers[3] * self._first()[1] / torch.where(spread == 0.0, 1.0, spread)
 
-    def pays_for(self, count: int) -> list[tuple[int, float]]:
-        """The `count` tokens whose occurring moves the reward most, as (id, reward units); [] but with `tokens`."""
+    def pays_for(self, batch: Batch, count: int) -> list[tuple[int, float]]:
+        """The `count` tokens that move the rewards of these responses most, as (id, reward units); [] but with `tokens`."""
         scale = float(self._first()[1])
         return (
             []
             if self.tokens is None
-            else [(token, scale * slope) for token, slope in self.tokens.dearest(count)]
+            else [(token, scale * slope) for token, slope in self.tokens.dearest(batch, count)]
         )
 
     def log_likelihoods(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -162,14 +162,14 @@ class GaussianChannel(nn.Module):
         low, high, _ = self.parameters_in_force()
         return float(low.detach()), float(high.detach())
 
-    def metrics(self) -> Metrics:
-        """The two levels and the noise's standard deviation, and what the nuisance moves, in the reward's units."""
+    def metrics(self, batch: Batch) -> Metrics:
+        """The two levels and the noise's standard deviation, and what the nuisance moves in these responses, in the reward's units."""
         low, high, std = (float(x.detach()) for x in self.parameters_in_force())
         found = {"denoiser/low": low, "denoiser/high": high, "denoiser/std": std}
         if self.nuisance != "none":
             found["denoiser/per_token"] = float(self.per_token().detach())
         if self.tokens is not None:
-            found["denoiser/dearest_token"] = max((slope for _, slope in self.pays_for(1)), key=abs)
+            found["denoiser/dearest_token"] = self.pays_for(batch, 1)[0][1]
         return found
 
 

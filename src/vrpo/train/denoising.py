@@ -86,7 +86,7 @@ class Denoiser:
             belief = belief.clamp(self.channel.LEAST_BELIEF, 1.0 - self.channel.LEAST_BELIEF)
             posterior = posterior_rewards(belief, *self.channel.log_likelihoods(batch))
         low, high = self.channel.levels()
-        metrics = self.channel.metrics() | _quality(batch, belief, posterior)
+        metrics = self.channel.metrics(batch) | _quality(batch, belief, posterior)
         return batch.with_(denoised=low + (high - low) * posterior), metrics
 
     def lesson(self, batch: Batch, *, step: int) -> Batch:
@@ -133,10 +133,12 @@ class Denoiser:
         return logp.sum(dim=1)
 
     def judge_pays_for(self, count: int = 5) -> dict[str, float]:
-        """The tokens whose occurring moves the reward most whatever the verdict, as text -> reward units; {} without such slopes."""
-        if isinstance(self.channel, FlipChannel):
+        """The tokens that moved past rewards most whatever the verdict, as text -> reward units; {} without such slopes."""
+        if isinstance(self.channel, FlipChannel) or self.past is None:
             return {}
-        return {self.model.tokenizer.decode([token]): slope for token, slope in self.channel.pays_for(count)}
+        past = to_device(self.past, self.model.device)
+        dearest = self.channel.pays_for(past, count)
+        return {self.model.tokenizer.decode([token]): slope for token, slope in dearest}
 
     def save(self, folder: Path) -> None:
         """Everything that learning changes."""

@@ -42,11 +42,16 @@ class TokenSlopes(nn.Module):
 
     def start(self, batch: Batch) -> None:
         """Take the shares from the first responses."""
+        self.shares.copy_(self._shares(batch))
+
+    def _shares(self, batch: Batch) -> Tensor:
+        """[V] Share of the responses that count in which each token occurs."""
         ids, occurs = self._occurring(batch)
+        found = ids[occurs]
         counts = torch.zeros_like(self.shares).index_add_(
-            0, ids[occurs], torch.ones_like(ids[occurs], dtype=torch.float32)
+            0, found, torch.ones_like(found, dtype=torch.float32)
         )
-        self.shares.copy_(counts / max(int(batch.mask.any(dim=1).sum()), 1))
+        return counts / max(int(batch.mask.any(dim=1).sum()), 1)
 
     def forward(self, batch: Batch) -> Tensor:
         """[B] What the tokens of each response add, less what those of the first responses added on average."""
@@ -60,8 +65,12 @@ class TokenSlopes(nn.Module):
         fresh = ids != pad(ids[:, :-1], (1, 0), value=nothing)
         return ids.clamp(max=nothing - 1), fresh & (ids != nothing)
 
-    def dearest(self, count: int) -> list[tuple[int, float]]:
-        """The tokens with the largest slopes, up or down, as (id, slope in standard deviations), largest first."""
-        slopes = self.slopes.detach()
-        top = slopes.abs().topk(min(count, len(slopes))).indices.tolist()
+    def dearest(self, batch: Batch, count: int) -> list[tuple[int, float]]:
+        """The tokens that move the rewards of these responses most, as (id, slope in standard deviations), the first most.
+
+        By |slope| sqrt(p (1 - p)), p the share of responses with the token: the slope of a token that hardly occurs is chance.
+        """
+        slopes, shares = self.slopes.detach(), self._shares(batch)
+        moved = slopes.abs() * (shares * (1.0 - shares)).sqrt()
+        top = moved.topk(min(count, len(slopes))).indices.tolist()
         return [(token, float(slopes[token])) for token in top]
