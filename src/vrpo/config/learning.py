@@ -200,6 +200,10 @@ class CriticConfig(Strict):
         return self
 
 
+Nuisance = Literal["none", "length", "tokens"]
+"""What besides the verdict moves a reward."""
+
+
 class DenoiserConfig(Strict):
     """Terminal denoiser: the policy learns from the posterior of the clean verdict instead of the seen one.
 
@@ -209,7 +213,7 @@ class DenoiserConfig(Strict):
     channel: Literal["flip", "gaussian"] = "flip"
     """How clean verdicts become rewards. `flip`: 0/1 rewards, inverted with two rates. `gaussian`: any real-valued reward, as
     one level for wrong and one for right responses plus noise, all three learned."""
-    nuisance: Literal["none", "length", "tokens"] = "none"
+    nuisance: Nuisance = "none"
     """What besides the verdict may move a real-valued reward, in straight lines that are learned along. `length`: the number of tokens,
     for a judge that likes long answers, or short ones. `tokens`: that, and which tokens occur, for a judge that likes words."""
     false_positive: UnitInterval | None = None

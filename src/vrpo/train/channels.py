@@ -8,19 +8,18 @@ Their parameters are given or learned with the denoiser's model; `low` and `high
 right response stands, for flips rho+ and 1 - rho-.
 """
 
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from vrpo.config.learning import DenoiserConfig
+from vrpo.config.learning import DenoiserConfig, Nuisance
 from vrpo.functional import flip_log_likelihoods, gaussian_log_likelihoods, require_verdicts
 from vrpo.train.nuisance import TokenSlopes, mean_and_std
 from vrpo.types import Batch, Metrics
 
 RATE_START, RATE_LIMIT = 0.1, 0.5
 """Learned rates start here, and stay below the limit, so that J > 0."""
-Nuisance = Literal["none", "length", "tokens"]
 LEAST_STD = 0.1
 """Of the Gaussian channel, in standard deviations of the first step's rewards: two sharp levels would be infinitely likely."""
 
