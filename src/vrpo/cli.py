@@ -334,8 +334,9 @@ def _print_accuracy(summary: dict[str, Any]) -> None:
         table.add_row(name, str(e["step"]), f"{e['greedy']:.3f}", f"{e['sampled']:.3f}")
     console.print(table)
     if liked := summary.get("judge_pays_for"):
-        words = ", ".join(f"{text!r} {slope:+.2f}" for text, slope in liked.items())
-        console.print(f"besides the verdict the judge pays for tokens that occur: {words}", markup=False)
+        words = ", ".join(f"{text!r} {slope:+.2f}" for text, slope in liked["occurring"].items())
+        line = f"besides the verdict the judge pays {liked['a_token_more']:+.2f} for a token more"
+        console.print(line + (f", and for tokens that occur: {words}" if words else ""), markup=False)
 
 
 def _nearest_name(name: str) -> str:

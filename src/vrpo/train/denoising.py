@@ -16,7 +16,7 @@ Ours; the paper's value model scores tokens, not whole responses (docs/algorithm
 """
 
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -132,13 +132,17 @@ class Denoiser:
         )
         return logp.sum(dim=1)
 
-    def judge_pays_for(self, count: int = 5) -> dict[str, float]:
-        """The tokens that moved past rewards most whatever the verdict, as text -> reward units; {} without such slopes."""
-        if isinstance(self.channel, FlipChannel) or self.past is None:
+    def judge_pays_for(self, count: int = 5) -> dict[str, Any]:
+        """What moves the reward whatever the verdict, in its units: {} without a nuisance, else "a_token_more", and as "occurring" the
+        `count` tokens that moved past rewards most, text -> reward."""
+        if isinstance(self.channel, FlipChannel) or self.channel.nuisance == "none" or self.past is None:
             return {}
         past = to_device(self.past, self.model.device)
         dearest = self.channel.pays_for(past, count)
-        return {self.model.tokenizer.decode([token]): slope for token, slope in dearest}
+        return {
+            "a_token_more": float(self.channel.per_token().detach()),
+            "occurring": {self.model.tokenizer.decode([token]): slope for token, slope in dearest},
+        }
 
     def save(self, folder: Path) -> None:
         """Everything that learning changes."""
