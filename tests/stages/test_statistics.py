@@ -1,13 +1,17 @@
 """Numbers over seeds: known values, and intervals that cover what they should."""
 
+import json
+
 import numpy as np
 import pytest
 
+from vrpo.study.kept import main
 from vrpo.study.statistics import (
     Estimate,
     interquartile_mean,
     paired_difference,
     probability_of_improvement,
+    share_kept,
 )
 
 
@@ -53,3 +57,33 @@ def test_intervals_apart():
     assert low.apart_from(high) and high.apart_from(low)
     assert not low.apart_from(Estimate(value=0.5, low=0.3, high=0.6))
     assert not low.apart_from(Estimate(value=0.9, low=None, high=None))
+
+
+def test_share_kept_is_the_gain_under_noise_over_the_gain_without():
+    assert share_kept([0.5], [0.6], before=0.4, paired=True).value == pytest.approx(0.5)
+    # a shift that both share: drawn together the share is sure, drawn apart it is not
+    noisy, clean = [0.5, 0.6, 0.7, 0.8, 0.9], [0.6, 0.8, 1.0, 1.2, 1.4]
+    together, alone = (share_kept(noisy, clean, before=0.4, paired=paired) for paired in (True, False))
+    assert together.value == alone.value == pytest.approx(0.5)
+    assert together.high - together.low < 1e-6
+    assert alone.high - alone.low > 0.2
+    with pytest.raises(ValueError, match="nothing was gained"):
+        share_kept(noisy, [0.3] * 5, before=0.4, paired=True)
+
+
+def test_shares_kept_are_of_methods_that_both_records_have(tmp_path, capsys):
+    def row(method, seeds, *accuracies):
+        return {
+            "noise": "any",
+            "method": method,
+            "seeds": seeds,
+            "first_greedy": {"value": 0.4},
+            "final_greedy_by_seed": list(accuracies),
+        }
+
+    noisy = [row("VRPO", [1, 2], 0.5, 0.6), row("GRPO with denoiser", [1, 2], 0.5, 0.6)]
+    clean = [row("VRPO", [1, 2], 0.6, 0.8), row("VRPO", [3], 0.0) | {"noise": "another"}]
+    for name, rows in (("noisy", noisy), ("clean", clean)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows}))
+    main(tmp_path / "noisy.json", tmp_path / "clean.json")
+    assert capsys.readouterr().out == "VRPO: 50% (50%-50%) of the gain with clean rewards kept\n"

@@ -67,6 +67,32 @@ def probability_of_improvement(ours: Sequence[float], theirs: Sequence[float]) -
     return _estimate((np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)), _wins)
 
 
+def share_kept(noisy: Sequence[float], clean: Sequence[float], *, before: float, paired: bool) -> Estimate:
+    """Of the accuracy gained with clean rewards, the share gained with noisy ones.
+
+        (iqm(noisy) - before) / (iqm(clean) - before)
+
+    Args:
+        noisy: final accuracies, one per seed.
+        clean: the same with clean rewards.
+        before: accuracy of the model that all of them started from.
+        paired: both are of the same seeds in the same order, and are drawn again together.
+
+    Raises:
+        ValueError: nothing was gained with clean rewards.
+    """
+    if float(_iqm(np.asarray(clean))) <= before:
+        raise ValueError(
+            f"nothing was gained with clean rewards: {float(_iqm(np.asarray(clean))):.3f}, {before:.3f} before"
+        )
+
+    def share(noisy: Any, clean: Any, axis: int = -1) -> Any:
+        return (_iqm(noisy, axis) - before) / (_iqm(clean, axis) - before)
+
+    samples = (np.asarray(noisy, dtype=np.float64), np.asarray(clean, dtype=np.float64))
+    return _estimate(samples, share, paired=paired)
+
+
 def _iqm(values: Any, axis: int = -1) -> Any:
     share = 0.25 if np.shape(values)[axis] >= FEWEST_FOR_TRIMMING else 0.0
     return trim_mean(values, share, axis=axis)
