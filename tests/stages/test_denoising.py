@@ -344,6 +344,10 @@ def test_the_schedule_is_the_models_and_not_the_channels(make_policy):
     denoiser.set_learning_rate(0.5)
     rates = {id(p): group["lr"] for group in denoiser.optimizer.param_groups for p in group["params"]}
     assert {rates[id(p)] for p in denoiser.channel.parameters()} == {CHANNEL_LEARNING_RATE}
+    decays = {
+        id(p): group["weight_decay"] for group in denoiser.optimizer.param_groups for p in group["params"]
+    }
+    assert decays[id(denoiser.channel.numbers)] == 0.0 < decays[id(denoiser.channel.tokens.slopes)]
     assert {rates[id(p)] for p in denoiser.model.parameters() if p.requires_grad} == {0.5}
 
 

@@ -25,7 +25,8 @@ def sibling_correction(
     tau^2 is how far the value model is off, prompt by prompt, sigma^2 how much responses to one prompt differ; both are estimated
     from the step by the method of moments. A perfect value model has tau^2 = 0 and no correction, a cold one a large tau^2: V + c is
     then nearly the mean of the siblings (RLOO, arXiv:2402.14740). A response has no part in the mean that corrects it, and
-    in w it is one among all of the step's, so that the bias of V + c as a baseline falls with the number of prompts. Source of the weight: empirical Bayes, Efron and Morris 1973.
+    in w it is one among all of the step's, so that the bias of V + c as a baseline falls with the number of prompts. Source of
+    the weight: empirical Bayes, Efron and Morris 1973.
 
     Args:
         residuals: e, return minus first value, reward units.

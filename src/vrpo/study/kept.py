@@ -1,7 +1,7 @@
 """How much of what it gains with clean rewards a method keeps under noise: `python -m vrpo.study.kept NOISY.json CLEAN.json`.
 
-Both are records that `vrpo study --record` wrote, of methods with equal names; of the second its first noise kind counts. Where their seeds are the same, these are drawn again
-together for the interval.
+Both are records that `vrpo study --record` wrote, of methods with equal names; of the second its first noise kind counts. Where
+their seeds are the same, these are drawn again together for the interval.
 """
 
 import json
