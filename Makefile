@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # small models: one thread a process is fastest, and results do not depend on the number of cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart quickstart-short study study-short test test-slow lint types imports cpu-tests kill-test fuzz docs clean
+.PHONY: quickstart quickstart-short study study-short test test-slow lint types imports cpu-tests test-gpu kill-test fuzz docs clean
 
 quickstart: $(VENV)/.run          ## install, train four methods for a judge that likes long answers, table, figure
 	$(BIN)/vrpo study recipes/quickstart --out runs/quickstart
@@ -41,17 +41,20 @@ types: $(VENV)/.dev
 imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
-cpu-tests: $(VENV)/.dev
-	$(BIN)/pytest -q -n 2 -m "not gpu and not slow"
+cpu-tests: $(VENV)/.dev           ## on the CPU also where there is a GPU
+	CUDA_VISIBLE_DEVICES= $(BIN)/pytest -q -n 2 -m "not gpu and not slow"
+
+test-gpu: $(VENV)/.dev            ## a minute: what only a CUDA device can show
+	$(BIN)/pytest -q -s -m gpu tests/gpu
 
 test-slow: $(VENV)/.dev           ## minutes: SmolLM2 on real rows, if its folder is there
 	$(BIN)/pytest -q -m slow
 
 kill-test: $(VENV)/.dev           ## N real runs killed at random points, resumed, compared with the uninterrupted one
-	$(BIN)/python -m tests.kill.kill_test --kills $(or $(N),100) --signal mixed
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m tests.kill.kill_test --kills $(or $(N),100) --signal mixed
 
 fuzz: $(VENV)/.dev                ## N generated configurations, rows and reward outputs
-	VRPO_FUZZ_CASES=$(or $(N),10000) $(BIN)/pytest -q -n 2 --timeout 0 tests/fuzz
+	CUDA_VISIBLE_DEVICES= VRPO_FUZZ_CASES=$(or $(N),10000) $(BIN)/pytest -q -n 2 --timeout 0 tests/fuzz
 
 docs: $(VENV)/.run                ## regenerate the reference pages from the code
 	$(BIN)/python -m vrpo.train.catalogue > docs/metrics.md

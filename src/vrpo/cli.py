@@ -236,10 +236,8 @@ def plan_command(
             table.add_row(name, when, f"{size / 2**30:.2f}")
     table.add_row("peak", "", f"{memory.peak / 2**30:.2f}", style="bold")
     console.print(table)
-    import torch
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    speed = plan.matmul_speed(device)
+    device, dtype = plan.computes_on(settings)
+    speed = plan.matmul_speed(device, dtype)
     work = plan.work_plan(settings, shape, prompt_tokens=prompt_tokens)
     table = Table("a step, full-length responses", "TFLOP", "seconds at best")
     for name, amount in [*work.items(), ("sum", sum(work.values()))]:
@@ -247,7 +245,7 @@ def plan_command(
     console.print(table)
     total = sum(work.values()) / speed * settings.train.steps / 3600
     console.print(
-        f"at the {speed / 1e9:,.0f} GFLOP/s measured here for fp32 matrix multiplication: at least {total:.2f} hours for "
+        f"at the {speed / 1e9:,.0f} GFLOP/s measured here for {plan.PRECISION[dtype]} matrix multiplication: at least {total:.2f} hours for "
         f"{settings.train.steps} steps; expect 2-5 times that"
     )
 

@@ -7,6 +7,7 @@ import torch
 
 from tests.batches import make_batch
 from vrpo.algorithms import Grpo, Ppo, build_algorithm
+from vrpo.algorithms.base import read_sums
 from vrpo.config.learning import GrpoConfig, PpoConfig
 from vrpo.train.metrics import critic_metrics
 
@@ -261,3 +262,10 @@ def test_the_entropy_bonus_is_the_mean_entropy_and_takes_a_gradient(build):
             mean = entropy.grad[batch.mask]
             torch.testing.assert_close(mean, torch.full_like(mean, -coefficient / batch.num_tokens))
     assert mean is not None
+
+
+def test_sums_are_read_to_the_last_digit():
+    """Counts beyond the 24 bits of fp32 and fp32 numbers side by side."""
+    tenth = torch.tensor(0.1, requires_grad=True)
+    sums = read_sums({"count": torch.tensor(2**24 + 1), "loss": tenth * 3})
+    assert sums == {"count": 2.0**24 + 1, "loss": float((tenth * 3).detach())}

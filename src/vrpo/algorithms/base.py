@@ -5,14 +5,22 @@
 The training loop calls these and never asks which algorithm it has.
 """
 
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from vrpo.types import Batch
 
 Sums = dict[str, float]
 """Metric name -> sum over the tokens that count; the caller divides by their number."""
+
+
+def read_sums(sums: Mapping[str, Tensor]) -> Sums:
+    """The numbers of 0-d tensors, in one transfer: read one by one, each would wait for the GPU."""
+    numbers = torch.stack([one.detach().double() for one in sums.values()]).tolist()
+    return dict(zip(sums, numbers, strict=True))
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vrpo.algorithms.base import Sums
+from vrpo.algorithms.base import Sums, read_sums
 from vrpo.config.learning import BottleneckHead, CriticConfig
 from vrpo.functional import (
     clamped_nll,
@@ -191,14 +191,12 @@ class CriticObjective:
             None if batch.features is None else batch.features[at],
         )
         value = self._regression(output, batch, denominators)
-        bottleneck = output.kl.sum() / denominators.tokens
-        semantic, sums = self._semantic(critic, states, batch, denominators, reference_states)
-        loss = value + beta * bottleneck + semantic
-        sums |= {
-            "loss": float(value.detach()) * denominators.tokens,
-            "kl": float(output.kl.detach().sum()),
-            "semantic": float(semantic.detach()) * denominators.tokens,
-        }
+        kl = output.kl.sum()
+        semantic, selected = self._semantic(critic, states, batch, denominators, reference_states)
+        loss = value + beta * (kl / denominators.tokens) + semantic
+        sums = read_sums({**selected, "loss": value, "kl": kl, "semantic": semantic})
+        for name in ("loss", "semantic"):
+            sums[name] *= denominators.tokens
         return loss, sums
 
     def _regression(self, output: HeadOutput, batch: Batch, denominators: Denominators) -> Tensor:
@@ -239,7 +237,7 @@ class CriticObjective:
         batch: Batch,
         denominators: Denominators,
         reference_states: Callable[[Batch, Tensor], tuple[Tensor, Tensor]] | None,
-    ) -> tuple[Tensor, Sums]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """L_sem on the selected tokens only; the other tokens never meet the vocabulary. `states` [N, d] are those of
         the tokens that count."""
         config = self.config.semantic
@@ -269,10 +267,10 @@ class CriticObjective:
             + config.nll_coef * nll_sum / max(denominators.selected_nll, 1)
         )
         return loss, {
-            "selected_entropy": float(entropy_sum.detach()),
-            "selected_entropy_count": float(in_entropy.sum()),
-            "selected_nll": float(nll_sum.detach()),
-            "selected_nll_count": float(in_nll.sum()),
+            "selected_entropy": entropy_sum,
+            "selected_entropy_count": in_entropy.sum(),
+            "selected_nll": nll_sum,
+            "selected_nll_count": in_nll.sum(),
         }
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vrpo.algorithms.base import Sums
+from vrpo.algorithms.base import Sums, read_sums
 from vrpo.config.learning import GrpoConfig, PpoConfig
 from vrpo.functional import masked_sum, ppo_clip_loss
 from vrpo.types import Batch
@@ -42,4 +42,4 @@ def clipped_surrogate(
             "entropy_sq": masked_sum(entropy**2, batch.mask),
             "adv_entropy": masked_sum(size * entropy, batch.mask),
         }
-    return loss, {name: float(value) for name, value in sums.items()}
+    return loss, read_sums(sums)

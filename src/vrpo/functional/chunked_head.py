@@ -9,13 +9,25 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-CHUNK_LOGITS = 2**25
-"""Logits of a chunk: 128 MiB in fp32."""
+from vrpo.functional.fused import fused
+
+CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
+"""Logits of a chunk, by device: 128 MiB in fp32, and 512 MiB where few rows would leave the device idle."""
 
 
-def rows_of_a_chunk(vocabulary: int) -> int:
+def rows_of_a_chunk(vocabulary: int, device: str = "cpu") -> int:
     """Rows whose logits make at most CHUNK_LOGITS numbers, but no fewer than the 64 a matrix product needs to be fast."""
-    return max(CHUNK_LOGITS // vocabulary, 64)
+    return max(CHUNK_LOGITS.get(device, CHUNK_LOGITS["cpu"]) // vocabulary, 64)
+
+
+def head_product(
+    hidden: Float[Tensor, "C d"], weight: Float[Tensor, "V d"], bias: Tensor | None = None
+) -> Float[Tensor, "C V"]:
+    """h W^T + b in fp32, from operands of one dtype. bf16 on a GPU: the sums leave the matrix units unrounded."""
+    if hidden.is_cuda and hidden.dtype != torch.float32:
+        logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+        return logits if bias is None else logits + bias
+    return F.linear(hidden, weight, None if bias is None else bias.to(hidden.dtype)).float()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,19 +37,20 @@ class HeadForm:
     temperature: float = 1.0
     softcap: float | None = None
     logit_scale: float = 1.0
+    dtype: torch.dtype | None = None
+    """What h and W are rounded to for their product. None: nothing is rounded, the wider of the two holds. Where autocast
+    would have the model's own head multiply in bf16, that is the more exact one."""
+
+    def operands(self, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """h and W as they enter the product."""
+        dtype = self.dtype or torch.promote_types(hidden.dtype, weight.dtype)
+        return hidden.to(dtype), weight.to(dtype)
 
     def logits(
         self, hidden: Float[Tensor, "C d"], weight: Float[Tensor, "V d"], bias: Tensor | None
     ) -> Tensor:
-        """fp32 logits [C, V] of one chunk.
-
-        The product runs in the wider of the two dtypes. Where autocast would have the model's own head multiply in
-        bf16, this is the more exact one: what the sampler draws from and the trainer differentiates.
-        """
-        dtype = torch.promote_types(hidden.dtype, weight.dtype)
-        logits = F.linear(
-            hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        ).float()
+        """fp32 logits [C, V] of one chunk: what the sampler draws from and the trainer differentiates."""
+        logits = head_product(*self.operands(hidden, weight), bias)
         if self.logit_scale != 1.0:
             logits = logits * self.logit_scale
         if self.softcap is not None:
@@ -69,13 +82,11 @@ class ChosenAndEntropy(torch.autograd.Function):
         count = len(hidden)
         logp, entropy, log_z = (hidden.new_empty(count, dtype=torch.float32) for _ in range(3))
         logits = None
+        h, w = form.operands(hidden, weight)
         for start in range(0, count, rows):
             here = slice(start, start + rows)
-            logits = form.logits(hidden[here], weight, bias)
-            log_z[here] = torch.logsumexp(logits, dim=-1)
-            logp[here] = logits.gather(-1, ids[here, None]).squeeze(-1) - log_z[here]
-            log_p = logits - log_z[here, None]
-            entropy[here] = -torch.linalg.vecdot(log_p.exp(), log_p)
+            logits = form.logits(h[here], w, bias)
+            logp[here], entropy[here], log_z[here] = _reduce_logits(logits, ids[here])
         ctx.form, ctx.rows = form, rows
         ctx.save_for_backward(hidden, weight, bias, ids, log_z, entropy, logits if count <= rows else None)
         ctx.set_materialize_grads(False)
@@ -89,20 +100,21 @@ class ChosenAndEntropy(torch.autograd.Function):
         """Gradients of hidden, weight and bias, where they are wanted."""
         hidden, weight, bias, ids, log_z, entropy, kept = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        dtype = torch.promote_types(hidden.dtype, weight.dtype)
+        h, w = ctx.form.operands(hidden, weight)
+        sums = torch.promote_types(hidden.dtype, weight.dtype)
         grad_hidden = torch.zeros_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=dtype) if wants_weight else None
+        grad_weight = torch.zeros_like(weight, dtype=sums) if wants_weight else None
         grad_bias = torch.zeros_like(bias) if wants_bias else None
         for start in range(0, len(hidden), ctx.rows):
             here = slice(start, start + ctx.rows)
-            logits = ctx.form.logits(hidden[here], weight, bias) if kept is None else kept
+            logits = ctx.form.logits(h[here], w, bias) if kept is None else kept
             grads = [None if g is None else g[here] for g in (grad_logp, grad_entropy)]
             g = _grad_logits(logits, (ids[here], log_z[here], entropy[here]), grads)
-            g = ctx.form.backward(g, logits).to(dtype)
+            g = ctx.form.backward(g, logits).to(w.dtype)
             if grad_hidden is not None:
-                grad_hidden[here] = (g @ weight.to(dtype)).to(hidden.dtype)
+                grad_hidden[here] = (g @ w).to(hidden.dtype)
             if grad_weight is not None:
-                grad_weight.addmm_(g.T, hidden[here].to(dtype))
+                _add_product(grad_weight, g.T, h[here])
             if grad_bias is not None:
                 grad_bias += g.sum(dim=0).to(grad_bias.dtype)
         return (
@@ -115,10 +127,23 @@ class ChosenAndEntropy(torch.autograd.Function):
         )
 
 
+@fused
+def _reduce_logits(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log p(token), entropy and log Z of each row."""
+    log_z = torch.logsumexp(logits, dim=-1)
+    logp = logits.gather(-1, ids[:, None]).squeeze(-1) - log_z
+    log_p = logits - log_z[:, None]
+    p = log_p.exp()
+    # the one allocates nothing, the other can be compiled into the same kernel as all above
+    entropy = -(p * log_p).sum(dim=-1) if logits.is_cuda else -torch.linalg.vecdot(p, log_p)
+    return logp, entropy, log_z
+
+
+@fused
 def _grad_logits(
-    logits: Float[Tensor, "C V"], chunk: tuple[Tensor, Tensor, Tensor], grads: Sequence[Tensor | None]
-) -> Float[Tensor, "C V"]:
-    """d loss / d logits of one chunk (ids, log Z, H), from those of logp and H."""
+    logits: Tensor, chunk: tuple[Tensor, Tensor, Tensor], grads: Sequence[Tensor | None]
+) -> Tensor:
+    """d loss / d logits [C, V] of one chunk (ids, log Z, H), from those of logp and H."""
     (ids, log_z, entropy), (grad_logp, grad_entropy) = chunk, grads
     log_p = logits - log_z[:, None]
     p = log_p.exp()
@@ -128,3 +153,13 @@ def _grad_logits(
     if grad_logp is not None:
         grad.scatter_add_(1, ids[:, None], grad_logp[:, None])
     return grad
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b, summed in the dtype of `total`."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif a.is_cuda:
+        total += torch.mm(a, b, out_dtype=total.dtype)
+    else:
+        total += a @ b

@@ -25,6 +25,7 @@ def linear_logprobs_and_entropy(
     bias: Float[Tensor, " V"] | None = None,
     softcap: float | None = None,
     logit_scale: float = 1.0,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """log p(token) and H(p) for p = softmax(logits / temperature), without an N x V tensor.
 
@@ -44,13 +45,15 @@ def linear_logprobs_and_entropy(
         bias: of the head, if it has one.
         softcap: logits are squashed into (-softcap, softcap), as Gemma does; None: not.
         logit_scale: factor on the logits before the cap, as Cohere and Granite have it.
+        dtype: what hidden and weight are rounded to for their product and its gradients, sums staying fp32; None: no
+            rounding.
 
     Returns:
         logp, entropy: fp32, nats.
     """
 
-    form = HeadForm(temperature=temperature, softcap=softcap, logit_scale=logit_scale)
-    rows = chunk or rows_of_a_chunk(len(weight))
+    form = HeadForm(temperature=temperature, softcap=softcap, logit_scale=logit_scale, dtype=dtype)
+    rows = chunk or rows_of_a_chunk(len(weight), weight.device.type)
     logp, entropy = ChosenAndEntropy.apply(hidden, weight, bias, token_ids.long(), form, rows)
     return logp, entropy
 
@@ -95,7 +98,7 @@ def linear_kl(
         return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
     parts = []
-    chunk = chunk or rows_of_a_chunk(len(weight_q))
+    chunk = chunk or rows_of_a_chunk(len(weight_q), weight_q.device.type)
     # one empty chunk when N = 0: the result stays connected to hidden_q, so that backward() works
     for start in range(0, max(len(hidden_q), 1), chunk):
         h_p, h_q = hidden_p[start : start + chunk], hidden_q[start : start + chunk]

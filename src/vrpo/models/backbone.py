@@ -233,6 +233,16 @@ def recompute_activations(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
+def compile_blocks(model: Any) -> None:
+    """From now on run norms and feed-forward blocks as `torch.compile` makes them: few kernels for what is bound by memory.
+
+    Not whole layers: attention reads the number of its layer, so every layer would be compiled by itself.
+    """
+    for module in model.modules():
+        if type(module).__name__.endswith(("RMSNorm", "MLP")):
+            module.compile(dynamic=True)
+
+
 def recomputes(backbone: Any) -> bool:
     """Whether `recompute_activations` was called."""
     return any(layer.gradient_checkpointing for layer in _checkpointed_layers(backbone))

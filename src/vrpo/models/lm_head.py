@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vrpo.functional.chunked_head import HeadForm
+
 
 @dataclass(frozen=True, slots=True)
 class LmHead:
@@ -21,16 +23,13 @@ class LmHead:
     """c above (Gemma 2 and 3); None: no cap."""
     logit_scale: float
     """Constant factor on the logits (Cohere, Granite, Falcon-H1); 1 elsewhere."""
+    dtype: torch.dtype | None = None
+    """What the operands of the product are rounded to; None: nothing is rounded."""
 
     def logits(self, hidden: Float[Tensor, "N d"]) -> Float[Tensor, "N V"]:
-        """Logits in fp32. The product runs in the wider dtype, as in `functional.linear_logprobs_and_entropy`:
-        sampler and trainer must agree."""
-        dtype = torch.promote_types(hidden.dtype, self.weight.dtype)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        logits = (
-            nn.functional.linear(hidden.to(dtype), self.weight.to(dtype), bias).float() * self.logit_scale
-        )
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        """Logits in fp32, by the form that the trainer differentiates."""
+        form = HeadForm(softcap=self.softcap, logit_scale=self.logit_scale, dtype=self.dtype)
+        return form.logits(hidden, self.weight, self.bias)
 
 
 def head_of(model: Any) -> LmHead | None:

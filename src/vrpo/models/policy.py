@@ -8,6 +8,7 @@ would be the largest tensor of a training step.
 """
 
 import copy
+import dataclasses
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +24,7 @@ from vrpo.functional import linear_logprobs_and_entropy
 from vrpo.models.backbone import autocast, shared_limit, states_at, why_no_cache, with_cache
 from vrpo.models.lean import LeanModel, is_lean
 from vrpo.models.lm_head import LmHead, head_of
+from vrpo.models.static import StaticModel, is_static
 from vrpo.types import SharedPrompts
 
 log = logging.getLogger(__name__)
@@ -109,7 +111,9 @@ class Policy(nn.Module):
         """The live language-model head."""
         head = head_of(self.causal_lm)
         assert head is not None, "the model has no plain linear head"
-        return head
+        # fp32 products are exact and, but on a GPU, not much slower
+        rounds = self.device.type == "cuda" and self.compute_dtype != torch.float32
+        return dataclasses.replace(head, dtype=self.compute_dtype) if rounds else head
 
     def hidden(
         self, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]
@@ -170,6 +174,7 @@ class Policy(nn.Module):
                 bias=head.bias,
                 softcap=head.softcap,
                 logit_scale=head.logit_scale,
+                dtype=head.dtype,
             )
         else:
             with autocast(self.device, self.compute_dtype):
@@ -224,6 +229,12 @@ class Policy(nn.Module):
             return self.head.logits(states)
 
         return step
+
+    def static_model(self) -> StaticModel | None:
+        """See `LivePolicy.static_model`: there is one for Llama, Qwen 2 and Qwen 3, with or without LoRA adapters."""
+        if not self.runs_head_alone or not is_static(self.backbone):
+            return None
+        return StaticModel(self.backbone, self.head, self.compute_dtype)
 
     def reference(self) -> "Reference":
         """The frozen initial policy; call it before the policy is trained.

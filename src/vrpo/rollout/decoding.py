@@ -20,6 +20,8 @@ RUNNING, EOS, STOP_STRING = 0, 1, 2
 
 COMPACT_SHARE = 0.25
 """Finished rows leave the batch when they are at least this share of it: each time copies the cache."""
+LOOK_EVERY = {"cpu": 1, "cuda": 8}
+"""Tokens after which finished rows are counted, by device: to count is to wait for a GPU, which then runs out of work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,28 +71,29 @@ def decode(
     endings = torch.zeros(shape[0], dtype=torch.int64, device=device)
     lengths = torch.zeros_like(endings)
     rows = torch.arange(shape[0], device=device)  # rows[i]: which response row i of the running batch is
+    look_every = 1 if sampling.stops else LOOK_EVERY.get(device.type, 1)
     for t in range(sampling.max_tokens):
         chosen = _choose(logits, None if uniforms is None else uniforms[rows, t], sampling)
         live = endings[rows] == RUNNING
-        here = rows[live]
-        token_ids[here, t] = chosen.token_ids[live]
-        logprobs[here, t] = chosen.logprobs[live]
-        policy_logprobs[here, t] = chosen.policy_logprobs[live]
-        lengths[here] = t + 1
-        endings[here] = torch.where(torch.isin(chosen.token_ids[live], sampling.eos_token_ids), EOS, RUNNING)
+        token_ids[rows, t] = torch.where(live, chosen.token_ids, 0)
+        logprobs[rows, t] = torch.where(live, chosen.logprobs, 0.0)
+        policy_logprobs[rows, t] = torch.where(live, chosen.policy_logprobs, 0.0)
+        lengths[rows] = torch.where(live, t + 1, lengths[rows])
+        ended = (chosen.token_ids[:, None] == sampling.eos_token_ids).any(dim=1)
+        endings[rows] = torch.where(live & ended, EOS, endings[rows])
         if sampling.stops:
-            _mark_stop_strings(token_ids, here, t, endings, sampling.stops)
+            _mark_stop_strings(token_ids, rows[live], t, endings, sampling.stops)
         if t + 1 == sampling.max_tokens:
             break
-        running = endings[rows] == RUNNING
-        finished = len(rows) - int(running.sum())
-        if finished == len(rows):
-            break
         next_ids = chosen.token_ids
-        if finished >= COMPACT_SHARE * len(rows):
-            kept = running.nonzero().squeeze(1)
-            steps.keep(kept)
-            rows, next_ids = rows[kept], next_ids[kept]
+        if (t + 1) % look_every == 0:
+            kept = (endings[rows] == RUNNING).nonzero().squeeze(1)
+            finished = len(rows) - len(kept)
+            if finished == len(rows):
+                break
+            if finished >= COMPACT_SHARE * len(rows):
+                steps.keep(kept)
+                rows, next_ids = rows[kept], next_ids[kept]
         logits = steps.advance(next_ids)
     if bool(policy_logprobs.isnan().any()):
         raise NumericsError(

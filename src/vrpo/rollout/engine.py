@@ -11,6 +11,40 @@ from vrpo.types import Prompt, Rollout
 
 
 @runtime_checkable
+class OneToken(Protocol):
+    """A policy that reads one token a row at a time, over key-value buffers of fixed size that the caller owns."""
+
+    dtype: torch.dtype
+    """Of keys, values and masks."""
+    kv_heads: int
+    head_dim: int
+    num_layers: int
+
+    def refresh(self) -> None:
+        """Take over the live weights."""
+        ...
+
+    def angles(self, length: int) -> tuple[Float[Tensor, "S d"], Float[Tensor, "S d"]]:
+        """Cosines and signed sines of the rotary embedding at positions 0 ... length - 1."""
+        ...
+
+    def states(
+        self,
+        tokens: Int[Tensor, " R"],
+        turn: tuple[Float[Tensor, "R d"], Float[Tensor, "R d"]],
+        slot: Int[Tensor, "1"],
+        cache: Sequence[Float[Tensor, "R kv2 S d"]],
+        bias: Float[Tensor, "R S"],
+    ) -> Float[Tensor, "R D"]:
+        """Final states after `tokens`, whose keys and values are written into column `slot`; nothing waits for the device."""
+        ...
+
+    def logits(self, states: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
+        """fp32 logits of the next token."""
+        ...
+
+
+@runtime_checkable
 class LivePolicy(Protocol):
     """What a sampler needs of the policy; `vrpo.models.Policy` is one."""
 
@@ -68,6 +102,10 @@ class LivePolicy(Protocol):
         It maps tokens [A], their positions [A] and the mask [A, S] of all cached tokens, the new one included (None: all
         real), to fp32 logits [A, V].
         """
+        ...
+
+    def static_model(self) -> OneToken | None:
+        """The policy as a CUDA graph can replay it; None for architectures that have no such form."""
         ...
 
 

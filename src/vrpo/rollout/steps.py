@@ -1,6 +1,6 @@
-"""Where the next token's logits come from: a key-value cache that grows, or the whole sequence again.
+"""Where the next token's logits come from: CUDA graphs, a key-value cache that grows, or the whole sequence again.
 
-Both serve one batch of prompts, each repeated for its samples. `start` reads the prompts, `advance` appends one
+All serve one batch of prompts, each repeated for its samples. `start` reads the prompts, `advance` appends one
 token per row, `keep` drops finished rows.
 """
 
@@ -8,7 +8,7 @@ import copy
 import inspect
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from vrpo.rollout.cache import roomy_cache
 from vrpo.rollout.engine import LivePolicy
+from vrpo.rollout.graphs import GraphDecoder
+from vrpo.rollout.prompts import LeftPadded
 
 log = logging.getLogger(__name__)
 
@@ -43,35 +45,20 @@ class Steps(Protocol):
 
 @final
 class CachedSteps:
-    """Each prompt is read once, then its cache is repeated for its samples; a step reads one token a row.
-
-    Prompts are padded on the left, so that all rows append at the same place; positions count real tokens.
-    """
+    """Each prompt is read once, then its cache is repeated for its samples; a step reads one token a row."""
 
     def __init__(self, policy: LivePolicy, prompts: Sequence[np.ndarray], *, max_tokens: int) -> None:
         self._policy = policy
         self._takes_positions = "position_ids" in inspect.signature(policy.backbone.forward).parameters
         self._cache = roomy_cache(policy.causal_lm.config.get_text_config(decoder=True), max_tokens)
         self._step = policy.lean_step(self._cache)
-        lengths = [len(ids) for ids in prompts]
-        width = max(lengths)
-        ids = np.full((len(prompts), width), policy.tokenizer.pad_token_id, dtype=np.int64)
-        for row, prompt in zip(ids, prompts, strict=True):
-            row[width - len(prompt) :] = prompt
-        self._ids = torch.from_numpy(ids).to(policy.device)
-        self._lengths = torch.tensor(lengths, device=policy.device)
-        columns = torch.arange(width, device=policy.device)
-        # None where nothing is padded: SDPA is fastest without a mask
-        self._mask = None if min(lengths) == width else columns >= (width - self._lengths)[:, None]
+        self._prompts = LeftPadded(policy, prompts)
+        self._lengths, self._mask = self._prompts.lengths, self._prompts.mask
 
     def start(self, repeats: Sequence[int]) -> Float[Tensor, "N V"]:
         """Read the prompts; see `Steps.start`."""
-        width = self._ids.shape[1]
-        positions = torch.arange(width, device=self._ids.device) - (width - self._lengths)[:, None]
-        logits = self._read(self._ids, positions.clamp(min=0))
-        rows = torch.repeat_interleave(
-            torch.arange(len(repeats), device=logits.device), torch.tensor(repeats, device=logits.device)
-        )
+        logits = self._prompts.read(self._policy, self._cache, positions=self._takes_positions)
+        rows = self._prompts.rows(repeats)
         self.keep(rows)
         return logits[rows]
 
@@ -82,7 +69,10 @@ class CachedSteps:
         if self._step is not None:
             logits = self._step(tokens, self._lengths, self._mask)
         else:
-            logits = self._read(tokens[:, None], self._lengths[:, None])
+            told = {"position_ids": self._lengths[:, None]} if self._takes_positions else {}
+            logits = self._policy.next_token_logits(
+                tokens[:, None], attention_mask=self._mask, cache=self._cache, **told
+            )
         self._lengths = self._lengths + 1
         return logits
 
@@ -91,10 +81,6 @@ class CachedSteps:
         self._cache.batch_select_indices(rows)
         self._lengths = self._lengths[rows]
         self._mask = None if self._mask is None else self._mask[rows]
-
-    def _read(self, ids: Tensor, positions: Tensor) -> Tensor:
-        inputs: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
-        return self._policy.next_token_logits(ids, attention_mask=self._mask, cache=self._cache, **inputs)
 
 
 @final
@@ -137,38 +123,58 @@ class UncachedSteps:
         return self._policy.next_token_logits(self._ids, self._lengths - 1)
 
 
+@runtime_checkable
+class MakeSteps(Protocol):
+    """The `Steps` of a batch of prompts."""
+
+    def __call__(self, policy: LivePolicy, prompts: Sequence[np.ndarray], *, max_tokens: int) -> Steps:
+        """Ready for `start`; no response will have more than `max_tokens`."""
+        ...
+
+
 @torch.no_grad()
-def steps_for(policy: LivePolicy) -> type[CachedSteps] | type[UncachedSteps]:
-    """The fastest way that is right for this model; one warning line when it is the slow one.
+def steps_for(policy: LivePolicy, *, cuda_graphs: bool = True) -> MakeSteps:
+    """The fastest way that is right for this model; one warning line when it is a slow one.
 
     The cache must be made of plain attention layers, and two prompts of different length must then get the
-    logits that reading them whole gives.
+    logits that reading them whole gives. On a GPU, graphs must give them too.
     """
     why = policy.why_no_cache
-    if why is None and not _caches_agree(policy):
+    if why is None and not _agrees(policy, CachedSteps):
         why = "decoding with its cache gives other logits than reading the whole sequence"
-    if why is None:
+    name = type(policy.causal_lm).__name__
+    if why is not None:
+        log.warning("%s: %s; every step reads the whole sequences again, which is slow", name, why)
+        return UncachedSteps
+    if policy.device.type != "cuda" or not cuda_graphs:
         return CachedSteps
-    log.warning(
-        "%s: %s; every step reads the whole sequences again, which is slow",
-        type(policy.causal_lm).__name__,
-        why,
-    )
-    return UncachedSteps
+    model = policy.static_model()
+    if model is None:
+        log.warning("%s: decoding as CUDA graphs is for Llama, Qwen 2 and Qwen 3; sampling is slower", name)
+        return CachedSteps
+    if not _agrees(policy, None):
+        log.warning("%s: CUDA graphs give other logits than the model; sampling goes on without them", name)
+        return CachedSteps
+    return GraphDecoder(model)
 
 
-def _caches_agree(policy: LivePolicy) -> bool:
+def _agrees(policy: LivePolicy, make: MakeSteps | None) -> bool:
+    """Whether `make` gives the logits that reading the whole sequences gives; None: graphs of the policy in fp32."""
     words = policy.causal_lm.get_input_embeddings().weight.shape[0]
     prompts = [np.arange(1, 3) % words, np.arange(2, 7) % words]
     exact = copy.copy(policy)
     exact.compute_dtype = torch.float32
+    if make is None:
+        model = exact.static_model()
+        assert model is not None, "asked only where there is one"
+        make = GraphDecoder(model)
     logits = []
-    for kind in (CachedSteps, UncachedSteps):
+    for kind in (make, UncachedSteps):
         steps = kind(exact, prompts, max_tokens=2)
         first = steps.start([2, 1])
         steps.keep(torch.tensor([1, 2], device=policy.device))
         logits.append(
             torch.cat([first[1:], steps.advance(torch.tensor([3 % words, 4 % words], device=policy.device))])
         )
-    cached, whole = logits
-    return torch.allclose(cached, whole, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE)
+    tried, whole = logits
+    return torch.allclose(tried, whole, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE)

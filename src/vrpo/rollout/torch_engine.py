@@ -21,7 +21,7 @@ Piece = tuple[int, range]
 
 @final
 class TorchEngine:
-    """An `Engine` on `transformers` and its dynamic key-value cache.
+    """An `Engine` on the live model: CUDA graphs where there is a GPU, else `transformers` and a key-value cache.
 
     Each sample's uniform draws come from the stream (seed, stream, sample_id), and a token is the inverse CDF
     of its draw: a completion is the same however prompts are split into batches (up to the rounding of the
@@ -38,7 +38,7 @@ class TorchEngine:
         self.policy = policy
         self.config = config
         self.seed = seed
-        self._steps = steps_for(policy)
+        self._steps = steps_for(policy, cuda_graphs=config.cuda_graphs)
         self._sampling = Sampling(
             max_tokens=config.max_completion_length,
             temperature=config.temperature,

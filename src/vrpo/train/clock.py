@@ -5,7 +5,15 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
+
 from vrpo.types import Metrics
+
+
+def wait_for_device() -> None:
+    """Return once the GPU has done what it was asked for; at once where none is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 class Clock:
@@ -23,11 +31,12 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time what happens inside."""
+        """Time what happens inside, what it leaves the GPU to do included."""
         start = time.perf_counter()
         try:
             yield
         finally:
+            wait_for_device()
             self._seconds[name] += time.perf_counter() - start
 
     def metrics(self, *, completion_tokens: int) -> Metrics:

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vrpo.algorithms.base import Sums
+from vrpo.algorithms.base import Sums, read_sums
 from vrpo.config.learning import DenoiserConfig
 from vrpo.functional import auc, group_advantages, masked_correlation, posterior_rewards, verdict_nll
 from vrpo.models.policy import Policy
@@ -112,7 +112,9 @@ class Denoiser:
         counted = batch.mask.any(dim=1)
         nll = verdict_nll(self._log_belief(batch), *self.channel.log_likelihoods(batch))
         loss = torch.where(counted, nll, 0.0).sum() / responses
-        return loss, {"nll": float(loss.detach()) * responses, "responses": float(counted.sum())}
+        sums = read_sums({"nll": loss, "responses": counted.sum()})
+        sums["nll"] *= responses
+        return loss, sums
 
     def remember(self, batch: Batch) -> None:
         """Add a step's responses to the past."""

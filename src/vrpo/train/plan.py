@@ -8,7 +8,11 @@ import time
 import torch
 
 from vrpo.config import Config
+from vrpo.train.clock import wait_for_device
 from vrpo.train.shape import ModelShape, uses_reference
+
+PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+"""What `computes_on` may say, in short."""
 
 
 def work_plan(config: Config, shape: ModelShape, *, prompt_tokens: int) -> dict[str, float]:
@@ -36,14 +40,24 @@ def work_plan(config: Config, shape: ModelShape, *, prompt_tokens: int) -> dict[
     return plan
 
 
-def matmul_speed(device: torch.device, *, size: int = 1024, seconds: float = 0.3) -> float:
-    """Measured floating-point operations per second of fp32 matrix multiplication."""
-    a = torch.ones(size, size, device=device)
+def computes_on(config: Config) -> tuple[torch.device, torch.dtype]:
+    """Where the forward passes of a run would run on this machine, and in which precision; on a CPU fp32 is what is measured."""
+    model = config.model
+    if not torch.cuda.is_available() or (model is not None and model.device == "cpu"):
+        return torch.device("cpu"), torch.float32
+    exact = model is not None and model.dtype == "float32"
+    return torch.device("cuda"), torch.float32 if exact else torch.bfloat16
+
+
+def matmul_speed(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.3) -> float:
+    """Measured floating-point operations per second of matrix multiplication."""
+    size = 1024 if device.type == "cpu" else 4096  # a GPU is not filled by less
+    a = torch.ones(size, size, device=device, dtype=dtype)
     a @ a  # the first call pays for set-up
+    wait_for_device()
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         a @ a
+        wait_for_device()  # each time: a queue of products would hide the end of the time
         count += 1
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
     return count * 2 * size**3 / (time.perf_counter() - start)

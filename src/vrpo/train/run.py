@@ -12,7 +12,7 @@ from vrpo.algorithms.critic_objective import CriticObjective, CriticState
 from vrpo.config import Config, to_yaml
 from vrpo.errors import CheckpointError, ConfigError
 from vrpo.models import Critic, Policy, Reference, load_policy
-from vrpo.models.backbone import recompute_activations
+from vrpo.models.backbone import compile_blocks, recompute_activations
 from vrpo.rewards import NamedFunction, RewardPipeline, build_rewards
 from vrpo.rollout import Engine, TorchEngine
 from vrpo.tasks import Task, build_task
@@ -191,12 +191,7 @@ def _build(
     denoiser = _build_denoiser(config, policy)
     uses_reference = algorithm.uses_reference or (objective is not None and objective.uses_reference)
     reference = policy.reference() if uses_reference else None
-    if config.train.activation_checkpointing:
-        recompute_activations(policy.causal_lm)
-        if denoiser is not None:
-            recompute_activations(denoiser.model.causal_lm)
-        if critic is not None and not critic.borrowed:
-            recompute_activations(critic.features)
+    _set_passes(config, policy, critic, denoiser)
     changes = folder.open(
         config_yaml=to_yaml(config),
         inputs=inputs_of(config, policy, task),
@@ -273,6 +268,20 @@ def _build_critic(
     minibatches = config.train.completions_per_step // config.train.minibatch
     total = config.train.steps * config.critic.epochs * minibatches
     return critic, CriticObjective(config.critic, total_updates=total, seed=config.train.seed)
+
+
+def _set_passes(config: Config, policy: Policy, critic: Critic | None, denoiser: Denoiser | None) -> None:
+    """How the models that are trained compute: what is kept for the backward pass, what is compiled."""
+    trained = [policy.causal_lm]
+    if denoiser is not None:
+        trained.append(denoiser.model.causal_lm)
+    if critic is not None and not critic.borrowed:
+        trained.append(critic.features)
+    for model in trained:
+        if config.train.activation_checkpointing:
+            recompute_activations(model)
+        if config.train.compile:
+            compile_blocks(model)
 
 
 def _build_denoiser(config: Config, policy: Policy) -> Denoiser | None:
