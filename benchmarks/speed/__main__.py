@@ -1,8 +1,9 @@
-"""Speed: beside peers, and against batch, length and size.
+"""Speed: beside peers, against batch, length and size, and on a GPU.
 
     python -m benchmarks.speed compare --size tiny [--rounds 5] [--set critic.layers=2] [--json FILE]
     python -m benchmarks.speed compare --size smollm2
     python -m benchmarks.speed scaling
+    python -m benchmarks.speed gpu [--parts peaks generate update step] [--json FILE]
 
 `python -m benchmarks.speed tiny` is short for `compare --size tiny`.
 """
@@ -10,11 +11,11 @@
 import argparse
 import sys
 
-from benchmarks.speed import compare, scaling
+from benchmarks.speed import compare, gpu, scaling
 
 
 def main() -> None:
-    """Run one of the two."""
+    """Run one of the three."""
     words = sys.argv[1:]
     if words and words[0] in ("tiny", "smollm2"):
         words = ["compare", "--size", *words]
@@ -26,11 +27,10 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     compare.add_arguments(commands.add_parser("compare", help="training steps beside TRL and generate"))
     scaling.add_arguments(commands.add_parser("scaling", help="tokens a second with rooflines"))
+    gpu.add_arguments(commands.add_parser("gpu", help="sampling, updates and steps on a GPU"))
     arguments = parser.parse_args(words)
-    if arguments.command == "compare":
-        compare.compare(arguments)
-    else:
-        scaling.scaling(arguments)
+    run = {"compare": compare.compare, "scaling": scaling.scaling, "gpu": gpu.gpu}
+    run[arguments.command](arguments)
 
 
 if __name__ == "__main__":

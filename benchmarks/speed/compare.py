@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -111,7 +112,9 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit, `-dirty` where tracked files differ from it; None outside a repository."""
+    """The commit, `-dirty` where tracked files differ from it; None outside a repository or without git."""
+    if shutil.which("git") is None:
+        return None
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
@@ -130,8 +133,10 @@ def run(name: str, job: dict[str, Any], settings: dict[str, Any]) -> dict[str, A
         python = sys.executable
         extra = extra | {"settings": extra.get("settings", {}) | settings}
     else:
-        python = peer_python(name, requirements)
-        variables.pop("PYTHONPATH", None)
+        given = given_python(name)
+        python = given or made_python(requirements)
+        if given is None:  # one that was named may find its packages on the search path
+            variables.pop("PYTHONPATH", None)
     done = subprocess.run(
         [python, str(HERE / "workers" / script), json.dumps(job | extra)],
         capture_output=True,
@@ -145,12 +150,14 @@ def run(name: str, job: dict[str, Any], settings: dict[str, Any]) -> dict[str, A
     return result
 
 
-def peer_python(name: str, requirements: str) -> str:
-    """The interpreter of a peer's environment, made on first use unless a variable names one."""
+def given_python(name: str) -> str | None:
+    """The interpreter that a variable names for this peer."""
     owner = "TRL_PPO" if name == "trl-ppo" else "TRL_GRPO"
-    given = os.environ.get(f"VRPO_BENCH_{owner}_PYTHON")
-    if given:
-        return given
+    return os.environ.get(f"VRPO_BENCH_{owner}_PYTHON") or None
+
+
+def made_python(requirements: str) -> str:
+    """The interpreter of a peer's environment, made on first use."""
     folder = SCRATCH / "venvs" / requirements
     python = folder / "bin" / "python"
     if not python.exists():

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +28,6 @@ class Workload:
 
 def tiny(folder: Path) -> Workload:
     """A random Qwen2 of 0.92 M parameters whose tokens are the words t0000 ... t1023."""
-    vocabulary = {f"t{i:04}": i for i in range(WORDS)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="t0001"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="t0000", unk_token="t0001", eos_token="t0001"
-    )
-    torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=WORDS,
         hidden_size=128,
@@ -47,13 +41,28 @@ def tiny(folder: Path) -> Workload:
         eos_token_id=1,
         pad_token_id=0,
     )
-    model = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(folder / "tiny")
-    tokenizer.save_pretrained(folder / "tiny")
-    random = np.random.default_rng(0)
-    texts = [" ".join(f"t{i:04}" for i in random.integers(2, WORDS, PROMPT_TOKENS)) for _ in range(PROMPTS)]
     names = ("trl-grpo", "vrpo-grpo", "trl-ppo", "vrpo-ppo", "vrpo-ppo-shared", "vrpo-vrpo", "hf-generate")
-    return Workload(folder / "tiny", _write(folder / "tiny.json", texts, tokenizer), 5, 6, names)
+    return Workload(folder / "tiny", random_weights(folder / "tiny", config, prompts=PROMPTS), 5, 6, names)
+
+
+def random_weights(folder: Path, config: Any, *, prompts: int) -> Path:
+    """Write a random model of this configuration, whose tokens are words like t0000, and prompts of 32 of them.
+
+    Token 0 pads and token 1 is the end token. The prompts' file lies beside the folder.
+    """
+    names = [f"t{i:0{len(str(config.vocab_size - 1))}}" for i in range(config.vocab_size)]
+    words = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=names[1]))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token=names[0], unk_token=names[1], eos_token=names[1]
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    random = np.random.default_rng(0)
+    drawn = [random.integers(2, config.vocab_size, PROMPT_TOKENS) for _ in range(prompts)]
+    texts = [" ".join(names[i] for i in ids) for ids in drawn]
+    return _write(folder.with_suffix(".json"), texts, tokenizer)
 
 
 def smollm2(folder: Path, source: Path) -> Workload:

@@ -6,13 +6,14 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
 def begin() -> dict[str, Any]:
     """The job from the command line; call it before torch is imported, for the number of threads."""
-    job = json.loads(sys.argv[1])
+    job = {"device": "cpu"} | json.loads(sys.argv[1])
     os.environ |= {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -57,27 +58,43 @@ def never_ending(model: Any, tokenizer: Any) -> Any:
     return model
 
 
+def phase_seconds(device: str) -> Callable[[], float]:
+    """What phases are timed with: the processor's seconds, or on a GPU those of the wall once it has nothing left to do."""
+    if device == "cpu":
+        return time.process_time
+    import torch
+
+    def seconds() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return seconds
+
+
 class Stopwatch:
     """Processor and wall seconds of each step, and of phases inside."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = device
+        self._seconds = phase_seconds(device)
         self._marks: list[tuple[float, float, dict[str, float]]] = []
         self._phases: dict[str, float] = {}
 
     def mark(self, phases: dict[str, float] | None = None) -> None:
         """A step is over; `phases` are its parts, for workers that are told them."""
+        self._seconds()  # a GPU is to have ended the step
         self._marks.append((time.process_time(), time.perf_counter(), self._phases | (phases or {})))
         self._phases = {}
 
     def timed(self, name: str, function: Any) -> Any:
-        """`function`, its processor seconds counted under `name`."""
+        """`function`, its seconds (`phase_seconds`) counted under `name`."""
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            start = time.process_time()
+            start = self._seconds()
             try:
                 return function(*args, **kwargs)
             finally:
-                self._phases[name] = self._phases.get(name, 0.0) + time.process_time() - start
+                self._phases[name] = self._phases.get(name, 0.0) + self._seconds() - start
 
         return wrapped
 
@@ -92,8 +109,27 @@ class Stopwatch:
                     "wall": [b[1] - a[1] for a, b in pairs],
                     "phases": [b[2] for _, b in pairs],
                     "tokens": len(job["prompts"]) * job["group"] * job["new_tokens"],
-                    "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-                    "versions": {name: importlib.metadata.version(name) for name in packages},
+                    **self._peaks(),
+                    "versions": {name: version(name) for name in packages},
                 }
             )
         )
+
+    def _peaks(self) -> dict[str, int]:
+        """Most bytes of this process, or on a GPU of its tensors, and what was reserved for them."""
+        if self._device == "cpu":
+            return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        import torch
+
+        return {
+            "peak_bytes": torch.cuda.max_memory_allocated(),
+            "peak_bytes_reserved": torch.cuda.max_memory_reserved(),
+        }
+
+
+def version(package: str) -> str | None:
+    """A package's version; None where it is only on the search path."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,10 +1,9 @@
 """Training steps of vrpo, with the settings the job gives."""
 
 import tempfile
-import time
 from types import SimpleNamespace
 
-from shared import Stopwatch, begin, even, tokenizer_of
+from shared import Stopwatch, begin, even, phase_seconds, tokenizer_of
 
 job = begin()
 
@@ -13,11 +12,11 @@ from vrpo.models import Policy  # noqa: E402
 from vrpo.train import clock  # noqa: E402
 from vrpo.train.progress import Quiet  # noqa: E402
 
-clock.time = SimpleNamespace(perf_counter=time.process_time)  # phases in processor seconds, as in the peers
+clock.time = SimpleNamespace(perf_counter=phase_seconds(job["device"]))  # as in the peers
 
 # no token ends a response: as in the peers, whose tokenizers get an end token that the model lacks
 Policy.eos_token_ids = property(lambda self: frozenset([2**40]))
-watch = Stopwatch()
+watch = Stopwatch(job["device"])
 count, steps = len(job["prompts"]) * job["group"], job["warmup"] + job["steps"]
 
 
@@ -40,7 +39,7 @@ def settings() -> dict:
     """A configuration, the job's `--set` values last."""
     grpo = job["algorithm"] == "grpo"
     base = {
-        "model": {"path": job["model"], "device": "cpu"},
+        "model": {"path": job["model"], "device": job["device"]},
         "algorithm": job["algorithm"],
         "critic": None if grpo else {"warmup_steps": 0},
         "rollout": {"num_generations": job["group"], "max_completion_length": job["new_tokens"]},
