@@ -1,4 +1,4 @@
-"""One token a row of a Llama-like model with shapes that do not change, so that a CUDA graph can replay it.
+"""A Llama-like model in few kernels: prompts, and then one token a row in shapes that do not change, for CUDA graphs.
 
     x ──norm──> q k v ──rotate──> one column of the keys and values ──attention──> x + o ──norm──> x + down(silu(gate) up)
 
@@ -8,12 +8,12 @@ weights in the compute dtype, which `refresh` makes again before every batch (a 
 Norms, the embedding and the residual stream stay fp32, as in the trainer's pass under autocast.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vrpo.functional.fused import fused
@@ -129,6 +129,42 @@ class StaticModel:
         half = sin.shape[-1] // 2
         return cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
 
+    def read(
+        self,
+        ids: Int[Tensor, "P W"],
+        mask: Bool[Tensor, "P W"] | None,
+        turn: tuple[Float[Tensor, "P W d"], Float[Tensor, "P W d"]],
+    ) -> tuple[Float[Tensor, "P D"], list[Float[Tensor, "P kv2 W d"]]]:
+        """States after the last tokens of prompts, and of each layer keys and then values of the heads.
+
+        Args:
+            ids: padded on the left.
+            mask: True on real tokens; None: all are.
+            turn: `angles` at their positions.
+        """
+        prompts, width = ids.shape
+        visible = None
+        if mask is not None:
+            causal = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
+            # padding sees itself, for a softmax over nothing is NaN
+            visible = (mask[:, None] & causal | torch.eye(width, dtype=torch.bool, device=ids.device))[
+                :, None
+            ]
+        kept: list[Tensor] = []
+
+        def attend(parts: Tensor, scale: float) -> Tensor:
+            parts = parts.view(prompts, width, -1, self.head_dim).transpose(1, 2)
+            kept.append(parts[:, self.heads :])
+            shared = self.heads // self.kv_heads
+            keys, values = (x.repeat_interleave(shared, dim=1) for x in kept[-1].split(self.kv_heads, dim=1))
+            out = F.scaled_dot_product_attention(
+                parts[:, : self.heads], keys, values, attn_mask=visible, is_causal=mask is None, scale=scale
+            )
+            return out.transpose(1, 2).flatten(0, 1)
+
+        states = self._layers(ids.flatten(), (turn[0].flatten(0, 1), turn[1].flatten(0, 1)), attend)
+        return states.view(prompts, width, -1)[:, -1], kept
+
     def states(
         self,
         tokens: Int[Tensor, " R"],
@@ -137,7 +173,7 @@ class StaticModel:
         cache: Sequence[Float[Tensor, "R kv2 S d"]],
         bias: Float[Tensor, "R S"],
     ) -> Float[Tensor, "R D"]:
-        """States after the final norm; the token's keys and values are written into the cache.
+        """States after the last token of each row, whose keys and values are written into the cache.
 
         Args:
             tokens: the last token of each row.
@@ -146,47 +182,48 @@ class StaticModel:
             cache: of each layer, keys and then values of the heads.
             bias: 0 where a column may be seen, the one in `slot` included, -inf elsewhere; in the compute dtype.
         """
-        backbone = self._backbone
-        x = F.embedding(tokens, backbone.embed_tokens.weight)
         visible = bias[:, None, None].expand(-1, self.kv_heads, self.heads // self.kv_heads, -1)
-        delta = torch.zeros_like(x, dtype=self.dtype)
-        for layer, products, memory in zip(backbone.layers, self._products, cache, strict=True):
-            norm = layer.input_layernorm
-            x, h = _add_norm(x, delta, norm.weight, norm.variance_epsilon)
-            read = self._attend(layer.self_attn, products["qkv"](h), turn, (memory, slot), visible)
-            norm = layer.post_attention_layernorm
-            x, h = _add_norm(x, products["out"](read), norm.weight, norm.variance_epsilon)
-            delta = products["down"](_gated(products["gate_up"](h)))
-        norm = backbone.norm
-        return _add_norm(x, delta, norm.weight, norm.variance_epsilon)[1]
+        memories = iter(cache)
+
+        def attend(parts: Tensor, scale: float) -> Tensor:
+            memory = next(memories)
+            memory.index_copy_(2, slot, parts[:, self.heads :, None])
+            # the heads that share keys stand where more queries would
+            query = parts[:, : self.heads].reshape(len(parts), self.kv_heads, -1, self.head_dim)
+            keys, values = memory.split(self.kv_heads, dim=1)
+            return F.scaled_dot_product_attention(query, keys, values, attn_mask=visible, scale=scale)
+
+        return self._layers(tokens, turn, attend)
 
     def logits(self, states: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
         """fp32 logits of the next token."""
         head = self._head
         return LmHead(self._head_weight, head.bias, head.softcap, head.logit_scale).logits(states)
 
-    def _attend(
+    def _layers(
         self,
-        attention: Any,
-        qkv: Tensor,
+        tokens: Int[Tensor, " R"],
         turn: tuple[Tensor, Tensor],
-        place: tuple[Tensor, Tensor],
-        visible: Tensor,
-    ) -> Float[Tensor, "R hd"]:
-        parts = qkv.view(len(qkv), -1, self.head_dim)
-        turned = self.heads + self.kv_heads
-        if (norm := getattr(attention, "q_norm", None)) is not None:
-            parts = _norm_heads(
-                parts, norm.weight, attention.k_norm.weight, norm.variance_epsilon, self.heads
-            )
-        parts = _rotate(parts, *turn, turned)
-        memory, slot = place
-        memory.index_copy_(2, slot, parts[:, self.heads :, None])
-        # the heads that share keys stand where more queries would
-        query = parts[:, : self.heads].reshape(len(parts), self.kv_heads, -1, self.head_dim)
-        keys, values = memory[:, : self.kv_heads], memory[:, self.kv_heads :]
-        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible, scale=attention.scaling)
-        return out.reshape(len(parts), -1)
+        attend: Callable[[Tensor, float], Tensor],
+    ) -> Float[Tensor, "R D"]:
+        """States after the final norm; `attend` maps rotated queries, keys and values and a scale to what is read."""
+        backbone, turned = self._backbone, self.heads + self.kv_heads
+        x = F.embedding(tokens, backbone.embed_tokens.weight)
+        delta = torch.zeros_like(x, dtype=self.dtype)
+        for layer, products in zip(backbone.layers, self._products, strict=True):
+            attention, norm = layer.self_attn, layer.input_layernorm
+            x, h = _add_norm(x, delta, norm.weight, norm.variance_epsilon)
+            parts = products["qkv"](h).view(len(h), -1, self.head_dim)
+            if (norm := getattr(attention, "q_norm", None)) is not None:
+                parts = _norm_heads(
+                    parts, norm.weight, attention.k_norm.weight, norm.variance_epsilon, self.heads
+                )
+            read = attend(_rotate(parts, *turn, turned), attention.scaling).reshape(len(x), -1)
+            norm = layer.post_attention_layernorm
+            x, h = _add_norm(x, products["out"](read), norm.weight, norm.variance_epsilon)
+            delta = products["down"](_gated(products["gate_up"](h)))
+        norm = backbone.norm
+        return _add_norm(x, delta, norm.weight, norm.variance_epsilon)[1]
 
 
 @fused

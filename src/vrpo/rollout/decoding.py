@@ -1,7 +1,4 @@
-"""One batch of responses, token by token.
-
-logits ──sample_tokens(uniforms[row, t])──> token ──> EOS? stop text? ──> drop finished rows ──> next logits
-"""
+"""One batch of responses, token by token: the model's logits, the choice, who has finished."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,29 +8,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vrpo.errors import NumericsError
-from vrpo.functional import SampledTokens, sample_tokens
+from vrpo.rollout.responses import Sampling
 from vrpo.rollout.steps import Steps
-from vrpo.rollout.stopping import StopStrings
-
-RUNNING, EOS, STOP_STRING = 0, 1, 2
-"""Codes of `Decoded.endings`: still running at the limit (cut off), ended by EOS, ended by a stop text."""
 
 COMPACT_SHARE = 0.25
 """Finished rows leave the batch when they are at least this share of it: each time copies the cache."""
 LOOK_EVERY = {"cpu": 1, "cuda": 8}
 """Tokens after which finished rows are counted, by device: to count is to wait for a GPU, which then runs out of work."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How tokens are chosen and when a response ends."""
-
-    max_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    eos_token_ids: Int[Tensor, " E"]
-    stops: StopStrings
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,59 +45,37 @@ def decode(
     Raises:
         NumericsError: the model's logits are NaN.
     """
+    count = sum(repeats)
     logits = steps.start(repeats)
-    shape, device = (sum(repeats), sampling.max_tokens), logits.device
-    token_ids = torch.zeros(shape, dtype=torch.int64, device=device)
-    logprobs, policy_logprobs = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
-    endings = torch.zeros(shape[0], dtype=torch.int64, device=device)
-    lengths = torch.zeros_like(endings)
-    rows = torch.arange(shape[0], device=device)  # rows[i]: which response row i of the running batch is
-    look_every = 1 if sampling.stops else LOOK_EVERY.get(device.type, 1)
-    for t in range(sampling.max_tokens):
-        chosen = _choose(logits, None if uniforms is None else uniforms[rows, t], sampling)
-        live = endings[rows] == RUNNING
-        token_ids[rows, t] = torch.where(live, chosen.token_ids, 0)
-        logprobs[rows, t] = torch.where(live, chosen.logprobs, 0.0)
-        policy_logprobs[rows, t] = torch.where(live, chosen.policy_logprobs, 0.0)
-        lengths[rows] = torch.where(live, t + 1, lengths[rows])
-        ended = (chosen.token_ids[:, None] == sampling.eos_token_ids).any(dim=1)
-        endings[rows] = torch.where(live & ended, EOS, endings[rows])
+    responses = steps.responses(count, sampling).begin(count, uniforms)
+    responses.take(logits)
+    look_every = 1 if sampling.stops else LOOK_EVERY.get(logits.device.type, 1)
+    for made in range(1, sampling.max_tokens + 1):
         if sampling.stops:
-            _mark_stop_strings(token_ids, rows[live], t, endings, sampling.stops)
-        if t + 1 == sampling.max_tokens:
+            responses.mark_stop_strings()
+        if made == sampling.max_tokens:
             break
-        next_ids = chosen.token_ids
-        if (t + 1) % look_every == 0:
-            kept = (endings[rows] == RUNNING).nonzero().squeeze(1)
-            finished = len(rows) - len(kept)
-            if finished == len(rows):
+        if made % look_every == 0:
+            kept = responses.running()
+            if len(kept) == 0:
                 break
-            if finished >= COMPACT_SHARE * len(rows):
+            if responses.active - len(kept) >= COMPACT_SHARE * responses.active:
                 steps.keep(kept)
-                rows, next_ids = rows[kept], next_ids[kept]
-        logits = steps.advance(next_ids)
-    if bool(policy_logprobs.isnan().any()):
+                responses.keep(kept)
+        steps.next(responses)
+    if bool(responses.policy_logprobs[:count].isnan().any()):
         raise NumericsError(
             "the policy's logits are NaN; lower train.learning_rate, raise rollout.temperature, or look for NaN in the model's weights"
         )
-    return Decoded(token_ids.cpu(), logprobs.cpu(), policy_logprobs.cpu(), lengths.cpu(), endings.cpu())
-
-
-def _choose(
-    logits: Float[Tensor, "A V"], uniforms: Float[Tensor, " A"] | None, sampling: Sampling
-) -> SampledTokens:
-    if uniforms is not None:
-        return sample_tokens(
-            logits, uniforms, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
+    return Decoded(
+        *(
+            tensor[:count].cpu()
+            for tensor in (
+                responses.token_ids,
+                responses.logprobs,
+                responses.policy_logprobs,
+                responses.lengths,
+                responses.endings,
+            )
         )
-    likeliest = logits.argmax(dim=-1)
-    log_p = torch.log_softmax(logits.float() / sampling.temperature, dim=-1)
-    logp = log_p.gather(1, likeliest[:, None]).squeeze(1)
-    return SampledTokens(likeliest, logp, logp)
-
-
-def _mark_stop_strings(token_ids: Tensor, here: Tensor, t: int, endings: Tensor, stops: StopStrings) -> None:
-    texts = token_ids[here, : t + 1].tolist()
-    for row, ending, ids in zip(here.tolist(), endings[here].tolist(), texts, strict=True):
-        if ending == RUNNING and stops.found(ids):
-            endings[row] = STOP_STRING
+    )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vrpo.types import Prompt, Rollout
@@ -12,7 +12,7 @@ from vrpo.types import Prompt, Rollout
 
 @runtime_checkable
 class OneToken(Protocol):
-    """A policy that reads one token a row at a time, over key-value buffers of fixed size that the caller owns."""
+    """A policy that reads prompts, and then one token a row at a time, over key-value buffers that the caller owns."""
 
     dtype: torch.dtype
     """Of keys, values and masks."""
@@ -26,6 +26,15 @@ class OneToken(Protocol):
 
     def angles(self, length: int) -> tuple[Float[Tensor, "S d"], Float[Tensor, "S d"]]:
         """Cosines and signed sines of the rotary embedding at positions 0 ... length - 1."""
+        ...
+
+    def read(
+        self,
+        ids: Int[Tensor, "P W"],
+        mask: Bool[Tensor, "P W"] | None,
+        turn: tuple[Float[Tensor, "P W d"], Float[Tensor, "P W d"]],
+    ) -> tuple[Float[Tensor, "P D"], list[Float[Tensor, "P kv2 W d"]]]:
+        """States after the last tokens of prompts padded on the left, and each layer's keys and then values."""
         ...
 
     def states(

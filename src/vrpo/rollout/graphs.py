@@ -1,10 +1,10 @@
-"""Decoding on a GPU as the replay of CUDA graphs: a step costs one launch instead of a thousand.
+"""Sampling on a GPU as the replay of CUDA graphs: a token costs one launch instead of a thousand.
 
-A graph repeats the same kernels on the same addresses. So keys, values, masks and positions live in buffers that stay
-from batch to batch, and a graph is captured for each pair of (rows, columns) out of few sizes, the first time it is met:
+A graph repeats the same kernels on the same addresses. So keys, values, masks, positions and responses live in buffers
+that stay from batch to batch, and a graph is captured for each pair of (rows, columns) out of few sizes, when it is first met:
 
     rows, columns ──bucket──> graph? ──no──> run once, capture
-                                 └──yes──> replay: tokens, positions, slot ──> states ──head──> logits
+                                 └──yes──> replay: last tokens ──> states ──> logits ──> next tokens, endings
 
 Where there is no GPU the same step runs without a graph, which is how it is tested.
 """
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
 from vrpo.rollout.engine import LivePolicy, OneToken
 from vrpo.rollout.prompts import LeftPadded
+from vrpo.rollout.responses import Responses, Sampling
 
 LEAST_ROWS, LEAST_COLUMNS = 8, 64
 
@@ -40,16 +40,16 @@ def bucket(size: int, least: int) -> int:
 class Buffers:
     """What graphs read and write: the state of a batch of `rows` responses with up to `columns` tokens."""
 
-    def __init__(self, model: OneToken, rows: int, columns: int, device: torch.device) -> None:
+    def __init__(self, model: OneToken, rows: int, columns: int) -> None:
         self.rows, self.columns = rows, columns
+        self.cos, self.sin = model.angles(columns)
+        device = self.cos.device
         shape = rows, 2 * model.kv_heads, columns, model.head_dim
         # zeros, for attention multiplies what its mask hides, and what memory holds by chance may be NaN
         self.cache = [torch.zeros(shape, dtype=model.dtype, device=device) for _ in range(model.num_layers)]
         self.bias = torch.zeros(rows, columns, dtype=model.dtype, device=device)
-        self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
         self.positions = torch.zeros(rows, dtype=torch.int64, device=device)
         self.slot = torch.zeros(1, dtype=torch.int64, device=device)
-        self.cos, self.sin = model.angles(columns)
 
 
 @final
@@ -64,8 +64,9 @@ class GraphDecoder:
 
     def __init__(self, model: OneToken) -> None:
         self.model = model
-        self.buffers: Buffers | None = None
-        self._graphs: dict[tuple[int, int], tuple[Any, Tensor]] = {}
+        self._buffers: Buffers | None = None
+        self._responses: Responses | None = None
+        self._graphs: dict[tuple[int, int, bool], Any] = {}
         self._pool: Any = None
 
     def __call__(
@@ -73,109 +74,125 @@ class GraphDecoder:
     ) -> "GraphedSteps":
         """Steps of the policy as it is now: the weights it decodes with are copied here."""
         self.model.refresh()
-        return GraphedSteps(self, policy, LeftPadded(policy, prompts), max_tokens)
+        return GraphedSteps(self, LeftPadded(policy, prompts), max_tokens)
 
-    def room(self, rows: int, columns: int, device: torch.device) -> Buffers:
+    def room(self, rows: int, columns: int) -> Buffers:
         """Buffers of at least this size. Larger ones than before have other addresses: graphs are captured anew."""
-        held = self.buffers
+        held = self._buffers
         if held is None or rows > held.rows or columns > held.columns:
+            rows, columns = bucket(rows, LEAST_ROWS), bucket(columns, LEAST_COLUMNS)
             if held is not None:
                 rows, columns = max(rows, held.rows), max(columns, held.columns)
             self._graphs.clear()
-            self.buffers = held = None  # free them before the larger ones are made
-            held = Buffers(self.model, bucket(rows, LEAST_ROWS), bucket(columns, LEAST_COLUMNS), device)
-            self.buffers = held
+            self._buffers = held = None  # free them before the larger ones are made
+            self._buffers = held = Buffers(self.model, rows, columns)
         return held
 
-    def step(self, rows: int, columns: int) -> Float[Tensor, "R D"]:
-        """States after the tokens in the buffers, for the first `rows` rows and `columns` columns."""
-        held = self.buffers
-        assert held is not None, "room comes first"
-        size = min(bucket(rows, LEAST_ROWS), held.rows), min(bucket(columns, LEAST_COLUMNS), held.columns)
+    def responses(self, sampling: Sampling) -> Responses:
+        """Room for as many responses as the buffers have rows."""
+        held, made = self.room(0, 0), self._responses
+        if made is None or made.count != held.rows or made.sampling is not sampling:
+            self._graphs.clear()
+            self._responses = made = Responses(held.rows, sampling, held.slot.device)
+        return made
+
+    def step(self, columns: int) -> None:
+        """Read the last tokens of the responses and take the next; `columns` tokens of a row are then in the cache."""
+        held, made = self._buffers, self._responses
+        assert held is not None and made is not None, "room and responses come first"
+        rows = min(bucket(made.active, LEAST_ROWS), held.rows)
+        columns = min(bucket(columns, LEAST_COLUMNS), held.columns)
         if not held.slot.is_cuda:
-            return self._run(held, *size)[:rows]
+            self._run(held, made, rows, columns)
+            return
+        size = rows, columns, made.greedy
         if size not in self._graphs:
-            self._graphs[size] = self._capture(held, *size)
-        graph, states = self._graphs[size]
-        graph.replay()
-        return states[:rows]
+            self._graphs[size] = self._capture(held, made, rows, columns)
+        self._graphs[size].replay()
 
-    def _run(self, held: Buffers, rows: int, columns: int) -> Float[Tensor, "R D"]:
-        bias = held.bias[:rows, :columns].index_fill_(1, held.slot, 0.0)
-        positions = held.positions[:rows]
-        cache = [layer[:rows, :, :columns] for layer in held.cache]
+    def logits(self, held: Buffers, tokens: Int[Tensor, " R"], columns: int) -> Float[Tensor, "R V"]:
+        """Logits after `tokens`; nothing here waits for the device."""
+        bias = held.bias[: len(tokens), :columns].index_fill_(1, held.slot, 0.0)
+        positions = held.positions[: len(tokens)]
+        cache = [layer[: len(tokens), :, :columns] for layer in held.cache]
         turn = held.cos[positions], held.sin[positions]
-        return self.model.states(held.tokens[:rows], turn, held.slot, cache, bias)
+        states = self.model.states(tokens, turn, held.slot, cache, bias)
+        held.positions += 1
+        held.slot += 1
+        return self.model.logits(states)
 
-    def _capture(self, held: Buffers, rows: int, columns: int) -> tuple[Any, Tensor]:
+    def _run(self, held: Buffers, made: Responses, rows: int, columns: int) -> None:
+        made.take(self.logits(held, made.tokens[:rows], columns))
+
+    def _capture(self, held: Buffers, made: Responses, rows: int, columns: int) -> Any:
         # once without capture, on a stream of its own as capture wants it: kernels are compiled and libraries set up.
-        # What it writes, the replay writes again
+        # What it writes the replay writes again, but for what it counts on
+        counted = held.positions, held.slot, made.tokens, made.t, made.endings, made.lengths
+        before = [tensor.clone() for tensor in counted]
         side, main = torch.cuda.Stream(), torch.cuda.current_stream()
         side.wait_stream(main)
         with torch.cuda.stream(side):
-            self._run(held, rows, columns)
+            self._run(held, made, rows, columns)
         main.wait_stream(side)
+        for tensor, value in zip(counted, before, strict=True):
+            tensor.copy_(value)
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            states = self._run(held, rows, columns)
-        return graph, states
+            self._run(held, made, rows, columns)
+        return graph
 
 
 @final
 class GraphedSteps:
     """The `Steps` of one batch in the buffers of a `GraphDecoder`."""
 
-    def __init__(
-        self, decoder: GraphDecoder, policy: LivePolicy, prompts: LeftPadded, max_tokens: int
-    ) -> None:
+    def __init__(self, decoder: GraphDecoder, prompts: LeftPadded, max_tokens: int) -> None:
         self._decoder = decoder
-        self._policy = policy
         self._prompts = prompts
         self._columns = prompts.width
-        self._max_tokens = max_tokens
+        self._most = prompts.width + max_tokens
 
     def start(self, repeats: Sequence[int]) -> Float[Tensor, "N V"]:
         """Read the prompts; see `Steps.start`."""
         prompts, width = self._prompts, self._prompts.width
-        cache = DynamicCache(config=self._policy.causal_lm.config.get_text_config(decoder=True))
-        logits = prompts.read(self._policy, cache, positions=True)
         rows = prompts.rows(repeats)
-        count, device = len(rows), rows.device
-        held = self._decoder.room(count, width + self._max_tokens, device)
+        count, model = len(rows), self._decoder.model
+        held = self._decoder.room(count, self._most)
+        turn = held.cos[prompts.positions], held.sin[prompts.positions]
+        states, kept = model.read(prompts.ids, prompts.mask, turn)
         held.bias.fill_(-torch.inf)
-        held.bias[:count, :width] = (
-            0.0
-            if prompts.mask is None
-            else torch.where(prompts.mask[rows], 0.0, -torch.inf).to(held.bias.dtype)
-        )
+        held.bias[:count, :width] = 0.0
+        if prompts.mask is not None:
+            held.bias[:count, :width].masked_fill_(~prompts.mask[rows], -torch.inf)
         # rows beyond `count` decode too and are never looked at; their positions must stay within the table
         held.positions.zero_()
         held.positions[:count] = prompts.lengths[rows]
         held.slot.fill_(width)
-        kv_heads = self._decoder.model.kv_heads
-        for memory, layer in zip(held.cache, cache.layers, strict=True):
-            memory[:count, :kv_heads, :width] = layer.keys[rows]
-            memory[:count, kv_heads:, :width] = layer.values[rows]
-        return logits[rows]
+        for memory, layer in zip(held.cache, kept, strict=True):
+            memory[:count, :, :width] = layer[rows]
+        return model.logits(states)[rows]
+
+    def responses(self, count: int, sampling: Sampling) -> Responses:
+        """Those that the graphs write; see `Steps.responses`."""
+        del count  # `start` made room
+        return self._decoder.responses(sampling)
+
+    def next(self, responses: Responses) -> None:
+        """Replay one token; see `Steps.next`."""
+        del responses  # the decoder's own
+        self._columns += 1
+        self._decoder.step(self._columns)
 
     def advance(self, tokens: Int[Tensor, " A"]) -> Float[Tensor, "A V"]:
-        """Read one token per row; see `Steps.advance`."""
-        held = self._decoder.buffers
-        assert held is not None, "start comes first"
-        held.tokens[: len(tokens)] = tokens
+        """The same without a graph; see `Steps.advance`."""
         self._columns += 1
-        states = self._decoder.step(len(tokens), self._columns)
-        held.positions += 1
-        held.slot += 1
-        return self._decoder.model.logits(states)
+        return self._decoder.logits(self._decoder.room(0, 0), tokens, bucket(self._columns, LEAST_COLUMNS))
 
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         """Move these rows to the front; see `Steps.keep`."""
-        held = self._decoder.buffers
-        assert held is not None, "start comes first"
-        count = len(rows)
+        held, count = self._decoder.room(0, 0), len(rows)
         for memory in held.cache:
             memory[:count, :, : self._columns] = memory[rows, :, : self._columns]
         held.bias[:count] = held.bias[rows]

@@ -19,6 +19,7 @@ from vrpo.rollout.cache import roomy_cache
 from vrpo.rollout.engine import LivePolicy
 from vrpo.rollout.graphs import GraphDecoder
 from vrpo.rollout.prompts import LeftPadded
+from vrpo.rollout.responses import Responses, Sampling
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +43,40 @@ class Steps(Protocol):
         """Go on with these rows only."""
         ...
 
+    def responses(self, count: int, sampling: Sampling) -> Responses:
+        """Room for at least `count` responses."""
+        ...
+
+    def next(self, responses: Responses) -> None:
+        """Read the last token of each row and take the one after it."""
+        ...
+
+
+class _TokenByToken:
+    """What is taken from logits one call at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def responses(self, count: int, sampling: Sampling) -> Responses:
+        """New ones; see `Steps.responses`."""
+        return Responses(count, sampling, self._device)
+
+    def advance(self, tokens: Int[Tensor, " A"]) -> Float[Tensor, "A V"]:
+        """See `Steps.advance`."""
+        raise NotImplementedError
+
+    def next(self, responses: Responses) -> None:
+        """Advance and take; see `Steps.next`."""
+        responses.take(self.advance(responses.tokens[: responses.active]))
+
 
 @final
-class CachedSteps:
+class CachedSteps(_TokenByToken):
     """Each prompt is read once, then its cache is repeated for its samples; a step reads one token a row."""
 
     def __init__(self, policy: LivePolicy, prompts: Sequence[np.ndarray], *, max_tokens: int) -> None:
+        super().__init__(policy.device)
         self._policy = policy
         self._takes_positions = "position_ids" in inspect.signature(policy.backbone.forward).parameters
         self._cache = roomy_cache(policy.causal_lm.config.get_text_config(decoder=True), max_tokens)
@@ -84,11 +113,12 @@ class CachedSteps:
 
 
 @final
-class UncachedSteps:
+class UncachedSteps(_TokenByToken):
     """Every step reads the whole sequences again: right for any causal model, and slow."""
 
     def __init__(self, policy: LivePolicy, prompts: Sequence[np.ndarray], *, max_tokens: int) -> None:
         del max_tokens  # there is no room to make
+        super().__init__(policy.device)
         self._policy = policy
         self._lengths = torch.tensor([len(ids) for ids in prompts], device=policy.device)
         width = max(len(ids) for ids in prompts)

@@ -9,8 +9,9 @@ import torch
 from vrpo import rng
 from vrpo.config.run import RolloutConfig
 from vrpo.errors import ConfigError, DataError
-from vrpo.rollout.decoding import EOS, STOP_STRING, Decoded, Sampling, decode
+from vrpo.rollout.decoding import Decoded, decode
 from vrpo.rollout.engine import LivePolicy
+from vrpo.rollout.responses import EOS, STOP_STRING, Sampling
 from vrpo.rollout.steps import steps_for
 from vrpo.rollout.stopping import StopStrings
 from vrpo.types import Prompt, Rollout, Stop
