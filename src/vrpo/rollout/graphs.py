@@ -83,7 +83,7 @@ class GraphDecoder:
             rows, columns = bucket(rows, LEAST_ROWS), bucket(columns, LEAST_COLUMNS)
             if held is not None:
                 rows, columns = max(rows, held.rows), max(columns, held.columns)
-            self._graphs.clear()
+            self._forget_graphs()
             self._buffers = held = None  # free them before the larger ones are made
             self._buffers = held = Buffers(self.model, rows, columns)
         return held
@@ -92,9 +92,14 @@ class GraphDecoder:
         """Room for as many responses as the buffers have rows."""
         held, made = self.room(0, 0), self._responses
         if made is None or made.count != held.rows or made.sampling is not sampling:
-            self._graphs.clear()
+            self._forget_graphs()
             self._responses = made = Responses(held.rows, sampling, held.slot.device)
         return made
+
+    def _forget_graphs(self) -> None:
+        # a pool lives as long as the graphs in it, and cannot be captured into after the last of them
+        self._graphs.clear()
+        self._pool = None
 
     def step(self, columns: int) -> None:
         """Read the last tokens of the responses and take the next; `columns` tokens of a row are then in the cache."""
