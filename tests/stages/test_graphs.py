@@ -40,14 +40,14 @@ def decoder_of(policy) -> GraphDecoder:
     return GraphDecoder(model)
 
 
-def close(a: torch.Tensor, b: torch.Tensor) -> None:
+def assert_close(a: torch.Tensor, b: torch.Tensor) -> None:
     torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_its_logits_are_those_of_whole_sequences(make_policy, name):
     policy = make_policy(name)
-    close(logits_of(decoder_of(policy), policy, PROMPTS), logits_of(UncachedSteps, policy, PROMPTS))
+    assert_close(logits_of(decoder_of(policy), policy, PROMPTS), logits_of(UncachedSteps, policy, PROMPTS))
 
 
 def test_nothing_of_a_batch_reaches_the_next(make_policy):
@@ -61,7 +61,7 @@ def test_nothing_of_a_batch_reaches_the_next(make_policy):
         (PROMPTS, (3, 2, 2), 6),
     ):
         found = logits_of(decoder, policy, prompts, repeats, tokens)
-        close(found, logits_of(UncachedSteps, policy, prompts, repeats, tokens))
+        assert_close(found, logits_of(UncachedSteps, policy, prompts, repeats, tokens))
 
 
 def test_it_reads_the_weights_of_the_moment(make_policy):
@@ -73,7 +73,7 @@ def test_it_reads_the_weights_of_the_moment(make_policy):
             parameter.mul_(1.01)
     after = logits_of(decoder, policy, PROMPTS)
     assert (before - after).abs().max() > 1e-3
-    close(after, logits_of(UncachedSteps, policy, PROMPTS))
+    assert_close(after, logits_of(UncachedSteps, policy, PROMPTS))
 
 
 def test_an_adapter_is_merged_into_the_copies():
@@ -85,7 +85,7 @@ def test_an_adapter_is_merged_into_the_copies():
             if parameter.requires_grad:
                 parameter.add_(0.05)
     found = logits_of(decoder_of(policy), policy, PROMPTS)
-    close(found, logits_of(UncachedSteps, policy, PROMPTS))
+    assert_close(found, logits_of(UncachedSteps, policy, PROMPTS))
     assert (found - plain).abs().max() > 1e-3
 
 

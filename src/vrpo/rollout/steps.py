@@ -7,6 +7,7 @@ token per row, `keep` drops finished rows.
 import copy
 import inspect
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol, final, runtime_checkable
 
@@ -52,7 +53,7 @@ class Steps(Protocol):
         ...
 
 
-class _TokenByToken:
+class _TokenByToken(ABC):
     """What is taken from logits one call at a time."""
 
     def __init__(self, device: torch.device) -> None:
@@ -62,9 +63,9 @@ class _TokenByToken:
         """New ones; see `Steps.responses`."""
         return Responses(count, sampling, self._device)
 
+    @abstractmethod
     def advance(self, tokens: Int[Tensor, " A"]) -> Float[Tensor, "A V"]:
         """See `Steps.advance`."""
-        raise NotImplementedError
 
     def next(self, responses: Responses) -> None:
         """Advance and take; see `Steps.next`."""
