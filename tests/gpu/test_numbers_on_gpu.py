@@ -7,6 +7,7 @@ from tests.gpu.device import DENOISED, DEVICE, ON_THE_DEVICE, on_device
 from tests.smoke.test_runs import lines, run
 from vrpo.config.run import ModelConfig, RolloutConfig
 from vrpo.models import load_policy
+from vrpo.models.backbone import compile_blocks
 from vrpo.rollout import TorchEngine, collate
 from vrpo.types import Batch, ScoredRollout, to_device
 
@@ -103,3 +104,26 @@ def test_graphs_outlive_larger_batches_and_new_weights(make_prompts):
             same = [a.completion == b.completion for a, b in zip(*drawn, strict=True)]
             # a draw may lie at the edge between two tokens
             assert sum(same) >= len(same) - 1
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["every row whole", "prompts shared"])
+def test_compiled_blocks_compute_what_they_did(make_prompts, shared):
+    policy = load_policy(ModelConfig(path="vrpo:tiny", device=DEVICE, dtype="float32"))
+    batch = sampled(policy, make_prompts, greedy=False)
+
+    def learned() -> tuple[torch.Tensor, torch.Tensor]:
+        policy.zero_grad()
+        logp, _ = policy.logprobs_and_entropy(
+            batch.input_ids,
+            batch.attention_mask,
+            batch.mask,
+            temperature=1.0,
+            prompts=batch.shared_prompts if shared else None,
+        )
+        logp.sum().backward()
+        return logp.detach(), torch.cat([p.grad.flatten() for p in policy.parameters()])
+
+    before = learned()
+    compile_blocks(policy.causal_lm)
+    for a, b in zip(learned(), before, strict=True):
+        assert (a - b).abs().max() < 1e-4 * b.abs().max()

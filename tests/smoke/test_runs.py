@@ -553,3 +553,12 @@ def test_how_passes_are_cut_and_what_they_keep_reaches_the_run(tmp_path):
         assert built.splitter.tokens == train.get("max_tokens_per_microbatch")
         assert (built.splitter.shared_limit == 0) is again
         built.close()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_is_trained_is_compiled_where_it_is_asked_for(tmp_path, monkeypatch, asked):
+    compiled = []
+    monkeypatch.setattr("vrpo.train.run.compile_blocks", compiled.append)
+    settings = {"algorithm": "vrpo", "denoiser": {"learning_rate": 1e-3}}
+    run(small(**settings, train={"compile": asked, "steps": 0}), tmp_path / "run")
+    assert len(compiled) == (3 if asked else 0)  # policy, critic, denoiser

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import ARCHITECTURES, build_model
 from vrpo.config.run import LoraConfig, ModelConfig
 from vrpo.models import frozen_head, policy_from_model
+from vrpo.models.backbone import compile_blocks
 from vrpo.models.loading import seeded
 
 
@@ -200,3 +201,17 @@ def test_a_saved_policy_opens_as_an_ordinary_folder(make_policy, tmp_path: Path)
         assert torch.equal(model(input_ids=ids).logits, policy.causal_lm(input_ids=ids).logits)
     assert AutoTokenizer.from_pretrained(tmp_path)("12+34=").input_ids == policy.tokenizer("12+34=").input_ids
     assert not list(tmp_path.glob("*.bin"))
+
+
+def test_norms_and_feed_forward_blocks_are_what_is_compiled(make_policy, monkeypatch):
+    """What the compiled ones compute is for `tests/gpu`: to compile takes half a minute."""
+    policy = make_policy("qwen2")
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: compiled.append(module))
+    compile_blocks(policy.causal_lm)
+    layers = policy.backbone.layers
+    wanted = [policy.backbone.norm]
+    for layer in layers:
+        wanted += [layer.input_layernorm, layer.post_attention_layernorm, layer.mlp]
+    assert {id(module) for module in compiled} == {id(module) for module in wanted}
+    assert len(compiled) == 3 * len(layers) + 1
