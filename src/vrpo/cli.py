@@ -124,44 +124,26 @@ def study_command(
             "--record", metavar="FILE", help="Also write a short record: numbers, seeds, commit, machine."
         ),
     ] = None,
+    report_only: Annotated[
+        bool,
+        typer.Option("--report-only", help="Tables and page of the cells that are finished; runs none."),
+    ] = False,
 ) -> None:
     """Run methods x noise x seeds: tables, figures and one HTML page. Finished cells are not run again."""
     import signal
-    import time
 
-    from vrpo.study.config import read_study
-    from vrpo.study.report import Study, write_report
-    from vrpo.study.runner import run_cells
-    from vrpo.study.sharpness import measure
-    from vrpo.study.tables import to_rich
-    from vrpo.train.preflight import check_files
+    from vrpo.study.run import run_study
 
-    if record_to is not None and not record_to.parent.is_dir():
-        raise ConfigError(f"--record: there is no folder {str(record_to.parent)!r}; make it first")
-    started = time.perf_counter()
-    signal.signal(
-        signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum)
-    )  # so that the cells are ended too
-    settings, cells = read_study(study, set_ or [])
-    for cell in cells:
-        check_files(cell.config)
-    run_cells(cells, out, jobs=settings.jobs, console=console)
-    curves = measure(cells, out, settings.temperatures, console=console) if settings.temperatures else None
-    on_top = [word for setting in set_ or [] for word in ("--set", setting)]
-    done = Study(
-        title=_recipe_name(study),
-        settings=settings,
-        cells=cells,
+    # so that the cells are ended too
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    run_study(
+        study,
+        _recipe_name(study),
         out=out,
-        curves=curves,
-        command=["vrpo", "study", str(study), *on_top],
-        seconds=time.perf_counter() - started,
-    )
-    for plain in write_report(done, record_to=record_to):
-        console.print(to_rich(plain))
-    console.print(
-        f"page: {out / 'study.html'}   figures: {out / 'curves.png'} and others   numbers: {out / 'summary.json'}",
-        markup=False,
+        overrides=set_ or [],
+        record_to=record_to,
+        report_only=report_only,
+        console=console,
     )
 
 

@@ -130,6 +130,28 @@ def test_a_study_runs_resumes_and_reports(write, tmp_path):
         run_cells(other, out, jobs=1, console=console)
 
 
+def test_a_stopped_study_has_whole_seeds_and_reports_on_them(write, tmp_path, capsys):
+    folder, out = write(noise={"none": {}}, seeds=[3, 4, 5]), tmp_path / "out"
+    _, cells = read_study(folder, [])
+    assert [(c.seed, c.method) for c in cells[:3]] == [(3, "PPO"), (3, "GRPO"), (4, "PPO")]
+    command = ["study", str(folder), "--out", str(out), "--report-only"]
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
+    assert "has no finished cell" in capsys.readouterr().err
+    run_cells(cells[:5], out, jobs=2, console=Console(quiet=True))  # as if stopped before the last one
+    with pytest.raises(SystemExit, match="0"):
+        main(command)
+    assert "5 of 6 runs" in capsys.readouterr().out
+    assert not (out / cells[5].folder).exists()
+    page = (out / "study.html").read_text()
+    assert "5 of 6 runs" in page and cells[4].folder in page and cells[5].folder not in page
+    numbers = json.loads((out / "summary.json").read_text())
+    assert [row["seeds"] for row in numbers["rows"]] == [[3, 4, 5], [3, 4]]
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--set", "train.steps=3"])
+    assert "another configuration" in capsys.readouterr().err
+
+
 def test_a_policy_is_sampled_at_other_temperatures_once(write, tmp_path):
     _, cells = read_study(write(seeds=[0], noise={"none": {}}), [])
     run_cells(cells[:1], tmp_path, jobs=1, console=Console(quiet=True))

@@ -69,8 +69,9 @@ def read_study(path: Path, overrides: list[str]) -> tuple[StudyConfig, list[Cell
 
 def _cells(study: StudyConfig, base: dict[str, Any], overrides: list[str]) -> Iterator[Cell]:
     for noise, noise_settings in study.noise.items():
-        for method, method_settings in study.methods.items():
-            for seed in study.seeds:
+        # seeds before methods: a study that is stopped has whole seeds, which is what methods are compared on
+        for seed in study.seeds:
+            for method, method_settings in study.methods.items():
                 data = merge(merge(base, method_settings), noise_settings)
                 data = apply_overrides(merge(data, {"train": {"seed": seed}}), overrides)
                 config = build(Config, data)

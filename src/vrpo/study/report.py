@@ -16,11 +16,12 @@ from vrpo.train.folder import RunFolder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """A study that has run."""
+    """A study that has run, or as much of it as has."""
 
     title: str
     settings: StudyConfig
     cells: Sequence[Cell]
+    """Those that are finished."""
     out: Path
     curves: dict[str, Curve] | None
     """Of `sharpness.measure`; None where the study names no temperatures."""
@@ -39,7 +40,7 @@ def write_report(study: Study, *, record_to: Path | None) -> list[Plain]:
     if record_to is not None:
         write_record(record_to, study.cells, rows, study.out, command=study.command, jobs=study.settings.jobs)
     further: list[Plain] = []
-    if len(study.settings.methods) > 1 and len(study.settings.seeds) > 1:
+    if len({cell.method for cell in study.cells}) > 1 and len({cell.seed for cell in study.cells}) > 1:
         further.append(comparison_table(rows))
     if study.curves is not None:
         further.append(sharpness_table(rows, study.settings.temperatures))

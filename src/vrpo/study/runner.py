@@ -35,7 +35,8 @@ def run_cells(cells: Sequence[Cell], out: Path, *, jobs: int, console: Console) 
         StudyError: a cell failed; names its log.
     """
     out.mkdir(parents=True, exist_ok=True)
-    waiting = [cell for cell in cells if not _finished(cell, out / cell.folder)]
+    done_before = finished(cells, out)
+    waiting = [cell for cell in cells if cell not in done_before]
     progress = Progress(
         TextColumn("{task.description:<28}"),
         BarColumn(bar_width=24),
@@ -99,6 +100,15 @@ def _launch(cell: Cell, out: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [*command, *(["--resume"] if resume else [])], stdout=log, stderr=subprocess.STDOUT
         )
+
+
+def finished(cells: Sequence[Cell], out: Path) -> list[Cell]:
+    """The cells whose run has ended, in their order.
+
+    Raises:
+        CheckpointError: a cell's folder holds a run with another configuration.
+    """
+    return [cell for cell in cells if _finished(cell, out / cell.folder)]
 
 
 def _finished(cell: Cell, folder: Path) -> bool:
