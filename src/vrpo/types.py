@@ -178,6 +178,8 @@ class Batch:
     advantages: Float[Tensor, "B T"] | None = None
     targets: Float[Tensor, "B T"] | None = None
     """R_t, what the critic regresses on, reward units."""
+    share_prompts: bool = True
+    """Whether a pass over the batch reads a prompt once for all its samples (`train.microbatches`)."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -194,8 +196,8 @@ class Batch:
 
     @property
     def shared_prompts(self) -> SharedPrompts | None:
-        """Which sequences answer the same prompt; None when each has its own."""
-        return SharedPrompts.of(self.group_ids, self.prompt_lengths)
+        """Which sequences answer the same prompt, to be read once; None when each has its own, or is read with each."""
+        return SharedPrompts.of(self.group_ids, self.prompt_lengths) if self.share_prompts else None
 
     def select(self, rows: Tensor) -> "Batch":
         """The sequences `rows`, with right padding trimmed to the longest of them."""

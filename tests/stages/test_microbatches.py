@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.batches import make_batch
 from vrpo.models.backbone import buckets
-from vrpo.train.microbatches import Sizes, Splitter
+from vrpo.train.microbatches import SHARE_FROM, Sizes, Splitter
 
 
 @st.composite
@@ -36,6 +36,7 @@ def test_tokens_read_by_hand():
     sizes = Sizes(np.array([4, 4, 2]), np.array([2, 5, 3]), np.array([0, 0, 1]))
     assert sizes.read([0, 1]) == 4 + 2 + 5
     assert sizes.read([0, 1, 2]) == 4 + 2 + 5 + 2 + 3
+    assert sizes.saved == (4 + 2 + 4 + 5 + 2 + 3) / 16
     assert Splitter(9, 11, 1000).plan(sizes) == [[2, 0], [1]]
     assert Splitter(9, 10, 1000).plan(sizes) == [[2], [0], [1]]
 
@@ -109,3 +110,17 @@ def test_the_token_bound_holds_for_what_is_really_read(limit):
         responses = int(piece.attention_mask.sum()) - 4 * len(piece)
         assert responses + 4 * (1 if shared else len(piece)) <= 14
     assert len(pieces) == (1 if shared else 2)
+
+
+@pytest.mark.parametrize(("prompt", "shared"), [(1, False), (20, True)])
+def test_a_gpu_shares_prompts_only_where_that_halves_the_tokens(monkeypatch, prompt, shared):
+    batch = make_batch((3, 2, 3, 1), prompt=prompt, groups=(0, 0, 0, 0))
+    assert all(piece.share_prompts for _, piece in Splitter(9, 60, 1000)(batch))  # a CPU always does
+    monkeypatch.setitem(SHARE_FROM, "cpu", SHARE_FROM["cuda"])
+    assert (Sizes.of(batch, share=True).saved >= 2) is shared
+    pieces = [piece for _, piece in Splitter(9, 60, 1000)(batch)]
+    assert len(pieces) == 1 and pieces[0].share_prompts is shared
+    assert (pieces[0].shared_prompts is not None) is shared
+    # the token bound counts what is read: whole rows of 21 to 23 tokens do not fit twice
+    monkeypatch.setitem(SHARE_FROM, "cpu", 100.0)
+    assert len(list(Splitter(9, 40, 1000)(batch))) == (len(batch) if shared else 1)

@@ -4,6 +4,7 @@ A pass over some rows reads the prompts among them, each once, and their respons
 memory and time only: losses divide by counts of the whole minibatch.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,10 @@ import numpy as np
 import torch
 
 from vrpo.types import Batch
+
+SHARE_FROM = defaultdict(lambda: 2.0, cpu=1.0)
+"""By device: prompts are shared where reading them with every response would be at least this many times the tokens. On a
+GPU more and smaller kernels make a token twice as dear (.49 as many a second in benchmarks/results/gpu_h200.json)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,11 @@ class Sizes:
         prompts = {int(self.groups[row]): int(self.prompts[row]) for row in rows}
         return sum(prompts.values()) + sum(int(self.responses[row]) for row in rows)
 
+    @property
+    def saved(self) -> float:
+        """Tokens with every row read whole, over those with shared prompts; 1 where none is shared."""
+        return float(self.prompts.sum() + self.responses.sum()) / self.read(range(len(self.prompts)))
+
 
 @dataclass(frozen=True, slots=True)
 class Splitter:
@@ -49,14 +59,15 @@ class Splitter:
     tokens: int | None
     """Tokens a pass over a piece reads, at most; a longer sequence goes alone. None: no limit."""
     shared_limit: int
-    """Longest sequence for which the models read a prompt once for all its responses; 0: they never do."""
+    """Longest sequence for which the models can read a prompt once for all its responses; 0: they never do."""
 
     def __call__(self, batch: Batch) -> Iterator[tuple[torch.Tensor, Batch]]:
         """Pieces of a batch of at least one sequence."""
-        share = batch.input_ids.shape[1] <= self.shared_limit
-        for piece in self.plan(Sizes.of(batch, share=share)):
+        sizes = Sizes.of(batch, share=batch.input_ids.shape[1] <= self.shared_limit)
+        share = sizes.saved >= SHARE_FROM[batch.input_ids.device.type]
+        for piece in self.plan(sizes if share else Sizes.of(batch, share=False)):
             index = torch.tensor(piece, device=batch.input_ids.device)
-            yield index, batch.select(index)
+            yield index, batch.select(index).with_(share_prompts=share)
 
     def plan(self, sizes: Sizes) -> list[list[int]]:
         """Row numbers of each piece; every row is in exactly one.
