@@ -225,7 +225,7 @@ def join(parts: Sequence[Batch]) -> Batch:
     Only what sampling and scoring gave is kept: of values, advantages and the like the parts may have different ones.
     """
     length = max(part.input_ids.shape[1] for part in parts)
-    columns: dict[str, Tensor] = {}
+    columns: dict[str, Any] = {}
     for name in SAMPLED:
         pieces = [getattr(part, name) for part in parts]
         if pieces[0].dim() == 2:

@@ -167,7 +167,7 @@ class Denoiser:
 
         load_optimizer_tensors(self.optimizer, part("optimizer."))
         self.channel.load_state_dict(part("channel."))
-        past = part("past.")
+        past: dict[str, Any] = part("past.")
         # nothing reads the names of past samples
         names = tuple(f"past/{row}" for row in range(len(past.get("group_ids", ()))))
         self.past = Batch(sample_ids=names, **past) if past else None
