@@ -12,21 +12,21 @@ LOG_RATIO_LIMIT = 20.0
 
 
 def gae_one(rewards, values, bootstrap, mask, *, gamma, lam):
-    """GAE of one sequence: keep only the tokens the policy chose, then walk back from the end."""
+    """GAE of one sequence, lam a number for each state: keep only the tokens the policy chose, then walk back from the end."""
     chosen = [t for t in range(len(mask)) if mask[t]]
     advantages, targets = np.zeros(len(mask)), np.zeros(len(mask))
-    value_next, advantage_next = float(bootstrap), 0.0
+    value_next, advantage_next, lam_next = float(bootstrap), 0.0, 0.0
     for t in reversed(chosen):
         delta = rewards[t] + gamma * value_next - values[t]
-        advantages[t] = delta + gamma * lam * advantage_next
+        advantages[t] = delta + gamma * lam_next * advantage_next
         targets[t] = advantages[t] + values[t]
-        value_next, advantage_next = values[t], advantages[t]
+        value_next, advantage_next, lam_next = values[t], advantages[t], lam[t]
     return advantages, targets
 
 
 def gae(rewards, values, bootstrap, mask, *, gamma, lam):
-    """GAE of [B, T] arrays; lam is one number or one per sequence."""
-    lams = [lam] * len(mask) if np.isscalar(lam) else list(lam)
+    """GAE of [B, T] arrays; lam is one number, one per sequence, or one per state."""
+    lams = np.broadcast_to(np.reshape(lam, np.shape(lam) + (1,) * (2 - np.ndim(lam))), np.shape(mask))
     rows = [
         gae_one(rewards[b], values[b], bootstrap[b], mask[b], gamma=gamma, lam=lams[b])
         for b in range(len(mask))

@@ -60,6 +60,10 @@ def message(changes: dict) -> str:
             {"algorithm": {"type": "ppo", "sibling_coverage": True}, "rollout": {"num_generations": 1}},
             ["algorithm.sibling_coverage", "num_generations=1", "2 or more"],
         ),
+        (
+            {"algorithm": {"type": "ppo", "lam_covered": 0.0}},
+            ["lam_covered=0.0", "sibling_coverage: true", "lam_covered: null"],
+        ),
         ({"denoiser": {"nuisance": "length"}}, ["nuisance=length", "channel: gaussian"]),
         ({"critic": {"features": "belief"}}, ["features=belief", "denoiser", "uncertainty"]),
         ({"algorithm": "gppo"}, ["gppo", "'ppo', 'vrpo', 'grpo'"]),

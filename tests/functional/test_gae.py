@@ -39,6 +39,9 @@ def check_golden(gae) -> None:
     adv, target = gae(r, v, torch.tensor([2.0]), mask, gamma=0.9, lam=0.5)
     assert close(adv, [[1.12, 0, 2.0]])
     assert close(target, [[1.62, 0, 2.8]])
+    # a lambda for every state, .25 for the last one: A_0 = .22 + .9 * .25 * 2.0 = .67
+    adv, _ = gae(r, v, torch.tensor([2.0]), mask, gamma=0.9, lam=torch.tensor([[7.0, 7.0, 0.25]]))
+    assert close(adv, [[0.67, 0, 2.0]])
 
 
 def test_golden():

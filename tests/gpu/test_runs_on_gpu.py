@@ -18,7 +18,13 @@ CASES: dict[str, dict[str, Any]] = {
     "ppo": {"algorithm": "ppo"},
     "vrpo": {"algorithm": "vrpo", "critic": {"semantic": {"mode": "literal"}}},
     "vrpo, kl_ref": {
-        "algorithm": {"type": "vrpo", "kl_coef": 0.05, "sibling_coverage": True, "sibling_correction": True},
+        "algorithm": {
+            "type": "vrpo",
+            "kl_coef": 0.05,
+            "sibling_coverage": True,
+            "lam_covered": 0.1,
+            "sibling_correction": True,
+        },
         "critic": {"semantic": {"mode": "kl_ref", "selector": "reference"}, "regression": "hl_gauss"},
     },
     "denoiser, flips": DENOISED | {"critic": {"features": "belief", "regression": "bce"}},

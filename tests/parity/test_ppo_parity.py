@@ -37,18 +37,25 @@ def same(actual: torch.Tensor, expected, *, tol: float = 1e-5) -> bool:
 
 
 @FEW
-@given(seed=SEEDS, batch=SIZES, length=SIZES, discounts=st.tuples(UNIT, UNIT), per_row=st.booleans())
-def test_gae(seed, batch, length, discounts, per_row):
+@given(
+    seed=SEEDS,
+    batch=SIZES,
+    length=SIZES,
+    discounts=st.tuples(UNIT, UNIT),
+    per=st.sampled_from(["run", "row", "state"]),
+)
+def test_gae(seed, batch, length, discounts, per):
     gamma, lam = discounts
     r, v = draws(seed, 2, batch, length)
     boot, mask = draws(seed + 2, batch), mask_of(seed, batch, length)
-    lams = lam * np.linspace(0.2, 1.0, batch)
+    rows = lam * np.linspace(0.2, 1.0, batch)
+    lams = {"run": lam, "row": rows, "state": rows[:, None] * np.linspace(1.0, 0.3, length)}[per]
     ours = fast.gae(
         *tensors(r, v, boot, mask),
         gamma=gamma,
-        lam=torch.tensor(lams, dtype=torch.float32) if per_row else lam,
+        lam=lam if per == "run" else torch.tensor(lams, dtype=torch.float32),
     )
-    exact = slow.gae(r, v, boot, mask, gamma=gamma, lam=lams if per_row else lam)
+    exact = slow.gae(r, v, boot, mask, gamma=gamma, lam=lams)
     assert same(ours[0], exact[0])
     assert same(ours[1], exact[1])
 

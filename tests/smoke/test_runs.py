@@ -135,7 +135,12 @@ CASES = {
         "denoiser": {"learning_rate": 1e-3, "capacity": 40},
     },
     "belief as features, siblings asked": {
-        "algorithm": {"type": "vrpo", "sibling_coverage": True, "sibling_correction": True},
+        "algorithm": {
+            "type": "vrpo",
+            "sibling_coverage": True,
+            "lam_covered": 0.1,
+            "sibling_correction": True,
+        },
         "critic": {"features": "belief"},
         "denoiser": {"learning_rate": 1e-3},
     },

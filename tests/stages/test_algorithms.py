@@ -141,6 +141,31 @@ def test_siblings_complete_the_values_with_what_the_policy_would_do():
     assert "val/coverage" not in critic_metrics(siblings())
 
 
+def test_values_are_believed_as_far_as_siblings_cover_them():
+    """Two responses of two tokens with one beginning; after it the policy goes one way with .5, the other with .25."""
+    batch = make_batch(
+        (2, 2),
+        prompt=1,
+        scores=(1.0, 0.0),
+        groups=(0, 0),
+        values=torch.tensor([[0.3, 0.8], [0.3, 0.8]]),
+        bootstrap=torch.zeros(2),
+    )
+    ids = batch.input_ids.clone()
+    ids[:, 1] = ids[0, 1]
+    ids[:, 2] = torch.tensor([8, 9])
+    batch = batch.with_(input_ids=ids, old_logp=torch.tensor([[0.4, 0.5], [0.4, 0.25]]).log())
+    # V' = .5 + .25 * .8 = .7 after the beginning, where .75 is covered, and .2 + .7 * .3 = .41 before it; lambda .2 * .75 + .25
+    done = annotate(batch, lam=1.0, lam_covered=0.2, sibling_coverage=True)
+    assert done.coverage is not None and done.coverage[0].tolist() == pytest.approx([0.3, 0.75])
+    last, first, lam = torch.tensor([0.3, -0.7]), 0.7 - 0.41, 0.2 * 0.75 + 0.25
+    torch.testing.assert_close(done.advantages, torch.stack([first + lam * last, last], dim=1))
+    # not covered at all, it is lam
+    alone = annotate(batch.with_(group_ids=torch.tensor([0, 1]), old_logp=batch.old_logp - 50), lam=0.4,
+                     lam_covered=0.0, sibling_coverage=True)  # fmt: skip
+    torch.testing.assert_close(alone.advantages, annotate(batch, lam=0.4).advantages)
+
+
 def test_denoised_rewards_are_what_siblings_tell():
     batch = siblings().with_(denoised=torch.tensor([0.8, 0.2, 0.8, 0.8]))
     done = annotate(batch, lam=1.0, sibling_coverage=True)

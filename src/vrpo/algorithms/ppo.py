@@ -84,10 +84,16 @@ class Ppo:
         return values, batch.with_(coverage=coverage)
 
     def _lam(self, batch: Batch) -> float | Tensor:
-        """GAE's lambda, one for all or one per response."""
-        if self.config.length_adaptive_alpha is None:
-            return self.config.lam
-        return length_adaptive_lambda(batch.mask.sum(dim=1), alpha=self.config.length_adaptive_alpha)
+        """GAE's lambda: one for all, one per response, or one per state that is `lam_covered` as far as siblings cover it."""
+        lam: float | Tensor = self.config.lam
+        if self.config.length_adaptive_alpha is not None:
+            lengths = batch.mask.sum(dim=1)
+            lam = length_adaptive_lambda(lengths, alpha=self.config.length_adaptive_alpha)
+        if self.config.lam_covered is None:
+            return lam
+        assert batch.coverage is not None, "the configuration has asked siblings"
+        lam = torch.as_tensor(lam, device=batch.coverage.device).reshape(-1, 1)
+        return lam + batch.coverage * (self.config.lam_covered - lam)
 
     def _trust(self, targets: Tensor, batch: Batch) -> float:
         """g in [0, 1]: what share of the values is the critic's, the rest is the step's mean return; lambda follows.

@@ -23,6 +23,9 @@ class PpoConfig(Strict):
     """GAE lambda of the critic's targets; 1 with gamma 1 is the Monte-Carlo return whatever V says."""
     length_adaptive_alpha: float | None = Field(None, gt=0.0)
     """When set, lam is 1 - 1 / (alpha * length) per response (VAPO) and `lam` is not used."""
+    lam_covered: UnitInterval | None = None
+    """When set, lambda of a state is this as far as siblings cover it (`sibling_coverage`) and lam for the rest: 0 believes values
+    where siblings know them, and rewards elsewhere."""
     critic_trust: Literal["full", "gate", "soft"] = "full"
     """How far advantages rely on the critic. `gate`: not at all in steps where its explained variance is not above 0 (EVPO),
     the mean return is the baseline then; `soft`: in proportion to explained variance, and lam rises to 1 as it falls to 0."""
@@ -60,6 +63,15 @@ class PpoConfig(Strict):
             "sibling_coverage": self.sibling_coverage,
         }
         return tuple(name for name, on in in_force.items() if on)
+
+    @model_validator(mode="after")
+    def _covered_by_siblings(self) -> "PpoConfig":
+        if self.lam_covered is not None and not self.sibling_coverage:
+            raise ValueError(
+                f"lam_covered={self.lam_covered} is for states that siblings cover, and nobody asks them; set sibling_coverage: true "
+                "or lam_covered: null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_target_needs_a_start(self) -> "PpoConfig":

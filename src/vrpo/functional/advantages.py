@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vrpo.errors import ConfigError
 from vrpo.functional.groups import Groups
@@ -25,16 +26,17 @@ def gae(
     mask: Bool[Tensor, "B T"],
     *,
     gamma: float,
-    lam: float | Float[Tensor, " B"],
+    lam: float | Float[Tensor, " B"] | Float[Tensor, "B T"],
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
     """Generalised advantage estimate and the matching value target.
 
         delta_t = r_t + gamma * v_next(t) - v_t
-        A_t     = delta_t + gamma * lam * A_next(t)        target_t = A_t + v_t
+        A_t     = delta_t + gamma * lam_next(t) * A_next(t)        target_t = A_t + v_t
 
     next(t) is the next position with mask=True, so that tokens of an environment between two turns take no
     time; after the last one, v_next is `bootstrap` and A_next is 0.
-    Source: Schulman et al. 2016, arXiv:1506.02438, eq. 16; truncated form arXiv:1707.06347, eq. 11-12.
+    Source: Schulman et al. 2016, arXiv:1506.02438, eq. 16; truncated form arXiv:1707.06347, eq. 11-12; a lambda of its own for
+    every state: Sutton and Barto 2018, section 12.8.
 
     Args:
         rewards: r_t in task-reward units; not read where mask is False.
@@ -43,8 +45,8 @@ def gae(
             estimate when it was cut at the length limit and the cut is not an outcome.
         mask: True on tokens the policy chose.
         gamma: discount per token, in [0, 1].
-        lam: in [0, 1], one for all or one per sequence. 0 is one-step TD (biased by V), 1 is Monte Carlo
-            (V only a baseline).
+        lam: in [0, 1], one for all, one per sequence, or one per state, lam_t for the state in which token t is chosen. 0 is
+            one-step TD (biased by V), 1 is Monte Carlo (V only a baseline).
 
     Returns:
         advantages, targets; fp32, both exactly 0 where mask is False, neither normalised.
@@ -53,10 +55,12 @@ def gae(
     columns = torch.arange(mask.shape[1], device=mask.device)
     # first position with mask=True at or after t; T, where the bootstrap stands, after the last one
     first = torch.where(mask, columns, mask.shape[1]).flip(1).cummin(dim=1).values.flip(1)
-    after = torch.nn.functional.pad(first[:, 1:], (0, 1), value=mask.shape[1])
+    after = pad(first[:, 1:], (0, 1), value=mask.shape[1])
     value_next = torch.cat([values, bootstrap.float()[:, None]], dim=1).gather(1, after)
     delta = torch.where(mask, rewards + gamma * value_next - values, 0.0)
-    decay = torch.as_tensor(gamma * lam, dtype=torch.float32, device=mask.device).reshape(-1, 1)
+    decay = torch.as_tensor(gamma * lam, dtype=torch.float32, device=mask.device)
+    # after the last token comes an advantage of 0, whatever lambda is there
+    decay = pad(decay, (0, 1)).gather(1, after) if decay.dim() == 2 else decay.reshape(-1, 1)
     advantages = _scan(delta, torch.where(mask, decay, 1.0))
     advantages = torch.where(mask, advantages, 0.0)
     return advantages, advantages + values
@@ -69,7 +73,7 @@ def _scan(delta: Float[Tensor, "B T"], decay: Float[Tensor, "B T"]) -> Float[Ten
     """
 
     def from_right(x: Tensor, by: int) -> Tensor:
-        return torch.nn.functional.pad(x[:, by:], (0, by))
+        return pad(x[:, by:], (0, by))
 
     by = 1
     while by < delta.shape[1]:
