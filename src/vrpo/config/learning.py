@@ -228,6 +228,9 @@ class DenoiserConfig(Strict):
     nuisance: Nuisance = "none"
     """What besides the verdict may move a real-valued reward, in straight lines that are learned along. `length`: the number of tokens,
     for a judge that likes long answers, or short ones. `tokens`: that, and which tokens occur, for a judge that likes words."""
+    one_right: bool = False
+    """Judge the responses to a prompt together: verdicts on equal ones add up, and of different ones at most one is right
+    (`functional.joint_posterior_rewards`). For tasks with one right response."""
     false_positive: UnitInterval | None = None
     """rho+ = P(seen 1 | clean 0), if you know it. null: learned with the model."""
     false_negative: UnitInterval | None = None

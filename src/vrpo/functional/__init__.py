@@ -15,6 +15,7 @@ from vrpo.functional.diagnostics import (
     masked_correlation,
     sibling_ranking_accuracy,
 )
+from vrpo.functional.groups import equal_responses
 from vrpo.functional.kl import adaptive_kl_coef, kl_estimate
 from vrpo.functional.logprobs import (
     linear_kl,
@@ -46,6 +47,7 @@ from vrpo.functional.value_losses import (
 from vrpo.functional.verdicts import (
     flip_log_likelihoods,
     gaussian_log_likelihoods,
+    joint_posterior_rewards,
     posterior_rewards,
     verdict_nll,
 )
@@ -61,6 +63,7 @@ __all__ = [
     "covered_values",
     "debias_rewards",
     "ema",
+    "equal_responses",
     "expected_calibration_error",
     "explained_variance",
     "explained_variance_by_position",
@@ -71,6 +74,7 @@ __all__ = [
     "gaussian_kl",
     "gaussian_log_likelihoods",
     "group_advantages",
+    "joint_posterior_rewards",
     "kl_estimate",
     "length_adaptive_lambda",
     "length_bias",

@@ -1,6 +1,7 @@
 """Sums over the responses to one prompt, for everything that compares siblings."""
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 
@@ -24,3 +25,17 @@ class Groups:
     def of_row(self, x: Tensor, *, times: Tensor | float = 1.0) -> Tensor:
         """[B] The number of each row's group from x [G], times one of the row's own; 0 where the row is not valid. fp32."""
         return torch.where(self.valid, x[self.index] * times, 0.0).float()
+
+
+def equal_responses(
+    input_ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B T"], group_ids: Int[Tensor, " B"]
+) -> Int[Tensor, " B"]:
+    """A number for each row, the same for rows whose prompt and whose chosen tokens are the same.
+
+    Args:
+        input_ids: prompt and response; token t + 1 is chosen in column t.
+        mask: True on tokens the policy chose.
+        group_ids: rows with the same id answer the same prompt.
+    """
+    chosen = torch.where(mask, input_ids[:, 1:], -1)
+    return torch.cat([group_ids[:, None], chosen], dim=1).unique(dim=0, return_inverse=True)[1]

@@ -11,7 +11,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 LOG_TINY = -30.0
@@ -101,3 +101,43 @@ def posterior_rewards(
         fp32 in [0, 1].
     """
     return F.sigmoid(torch.logit(belief.float()) + if_right - if_wrong)
+
+
+def joint_posterior_rewards(
+    belief: Float[Tensor, " N"],
+    if_right: Float[Tensor, " N"],
+    if_wrong: Float[Tensor, " N"],
+    *,
+    answers: Int[Tensor, " N"],
+    group_ids: Int[Tensor, " N"],
+    least: float,
+) -> Float[Tensor, " N"]:
+    """P(r = 1 | all verdicts on the responses to a prompt), where one response at most is right, however often it was sampled.
+
+        w_y = q_y prod_{i says y} L1_i / L0_i        P(y is right | all) = w_y / (w_0 + sum_z w_z)        w_0 = 1 - sum_z q_z
+
+    y and z run over the different responses to the prompt; w_0 stands for a right one that nobody has sampled. Verdicts on equal
+    responses add up, and one that speaks for a response speaks against its siblings. For a prompt with one response it is
+    `posterior_rewards`. Source: Bayes' rule; the verdicts of a channel are independent given which response is right.
+
+    Args:
+        belief: q, strictly between 0 and 1, the same for equal responses.
+        if_right: log L1.
+        if_wrong: log L0.
+        answers: equal numbers are equal responses to one prompt (`functional.equal_responses`).
+        group_ids: equal numbers answer the same prompt.
+        least: of w_0, above 0.
+
+    Returns:
+        fp32 in (0, 1), the same for equal responses.
+    """
+    names, of_row = answers.unique(return_inverse=True)
+    row_of = torch.zeros_like(names).scatter(0, of_row, torch.arange(len(answers), device=answers.device))
+    prompts, prompt_of = group_ids[row_of].unique(return_inverse=True)
+    q = belief.double()[row_of]
+    said = (if_right - if_wrong).double()
+    log_w = q.log().index_add(0, of_row, said)
+    unseen = (1.0 - q.new_zeros(len(prompts)).index_add(0, prompt_of, q)).clamp(min=least).log()
+    most = unseen.scatter_reduce(0, prompt_of, log_w, "amax")
+    total = (unseen - most).exp().index_add(0, prompt_of, (log_w - most[prompt_of]).exp())
+    return ((log_w - most[prompt_of]).exp() / total[prompt_of])[of_row].float()

@@ -24,7 +24,15 @@ from torch import Tensor
 
 from vrpo.algorithms.base import Sums, read_sums
 from vrpo.config.learning import DenoiserConfig
-from vrpo.functional import auc, group_advantages, masked_correlation, posterior_rewards, verdict_nll
+from vrpo.functional import (
+    auc,
+    equal_responses,
+    group_advantages,
+    joint_posterior_rewards,
+    masked_correlation,
+    posterior_rewards,
+    verdict_nll,
+)
 from vrpo.models.policy import Policy
 from vrpo.models.weights import load_policy_weights
 from vrpo.rng import stream
@@ -84,10 +92,25 @@ class Denoiser:
             belief = batch.belief_logp.sum(dim=1).exp()
             self.channel.start(batch)
             belief = belief.clamp(self.channel.LEAST_BELIEF, 1.0 - self.channel.LEAST_BELIEF)
-            posterior = posterior_rewards(belief, *self.channel.log_likelihoods(batch))
+            posterior = self._posterior(batch, belief)
         low, high = self.channel.levels()
         metrics = self.channel.metrics(batch) | _quality(batch, belief, posterior)
         return batch.with_(denoised=low + (high - low) * posterior), metrics
+
+    def _posterior(self, batch: Batch, belief: Tensor) -> Tensor:
+        """[B] P(clean = 1) after the verdicts: each response's own, or with `one_right` all those on its prompt."""
+        if_right, if_wrong = self.channel.log_likelihoods(batch)
+        if not self.config.one_right:
+            return posterior_rewards(belief, if_right, if_wrong)
+        heard = batch.mask.any(dim=1)  # a response whose reward is missing has no part in it
+        answers = equal_responses(batch.input_ids, batch.mask, batch.group_ids)
+        together = joint_posterior_rewards(
+            *(x[heard] for x in (belief, if_right, if_wrong)),
+            answers=answers[heard],
+            group_ids=batch.group_ids[heard],
+            least=self.channel.LEAST_BELIEF,
+        )
+        return torch.zeros_like(belief).masked_scatter(heard, together)
 
     def lesson(self, batch: Batch, *, step: int) -> Batch:
         """What the model learns from in a step: the step's own responses and, `replay` times as many, earlier ones.
