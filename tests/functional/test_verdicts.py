@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from vrpo.errors import RewardError
 from vrpo.functional import (
+    equal_responses,
     flip_log_likelihoods,
     gaussian_log_likelihoods,
+    joint_posterior_rewards,
     posterior_rewards,
     require_verdicts,
     verdict_nll,
@@ -37,6 +39,57 @@ def test_the_posterior_is_bayes_rule_and_its_mean_is_the_belief(q, fp, fn):
         assert float(found[reward]) == pytest.approx(joint[0] / sum(joint), abs=1e-5)
     p_seen = q * (1 - fn) + (1 - q) * fp
     assert float(found[1]) * p_seen + float(found[0]) * (1 - p_seen) == pytest.approx(q, abs=1e-5)
+
+
+@given(
+    shares=st.lists(st.floats(0.05, 1.0), min_size=2, max_size=5),
+    said=st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=8),
+    rates=st.tuples(st.floats(0.05, 0.45), st.floats(0.05, 0.45)),
+)
+def test_one_right_response_a_prompt_is_bayes_rule_over_which_it_is(shares, said, rates):
+    """By writing out every hypothesis: each sampled answer is the right one, or none of them is."""
+    fp, fn = rates
+    answers = [answer % (len(shares) - 1) for answer, _ in said]
+    sampled = sorted(set(answers))
+    q = [share / sum(shares) for share in shares]
+    weights = {}
+    for right in (*sampled, None):
+        weight = 1.0 - sum(q[answer] for answer in sampled) if right is None else q[right]
+        for answer, (_, seen) in zip(answers, said, strict=True):
+            one = (1 - fn) if answer == right else fp
+            weight *= one if seen else 1 - one
+        weights[right] = weight
+    seen = torch.tensor([float(x) for _, x in said])
+    # the same responses to a second prompt change nothing
+    found = joint_posterior_rewards(
+        torch.tensor([q[answer] for answer in answers] * 2),
+        *flips(torch.cat([seen, seen]), fp, fn),
+        answers=torch.tensor([*answers, *(answer + 10 for answer in answers)]),
+        group_ids=torch.tensor([7] * len(said) + [3] * len(said)),
+        least=1e-9,
+    )
+    expected = [weights[answer] / sum(weights.values()) for answer in answers]
+    assert found.tolist() == pytest.approx(expected * 2, rel=1e-4, abs=1e-6)
+
+
+def test_beliefs_that_leave_nothing_for_other_answers_leave_them_the_least():
+    found = joint_posterior_rewards(
+        torch.tensor([0.6, 0.6]),
+        *flips(torch.tensor([1.0, 1.0]), 0.2, 0.2),
+        answers=torch.tensor([0, 1]),
+        group_ids=torch.tensor([0, 0]),
+        least=0.02,
+    )
+    assert found.tolist() == pytest.approx([2.4 / 4.82] * 2)
+
+
+def test_equal_responses_have_one_number():
+    ids = torch.tensor([[5, 8, 2, 0], [5, 8, 2, 9], [5, 8, 3, 0], [5, 8, 2, 0], [5, 8, 0, 0]])
+    mask = torch.tensor([[True, True, False]] * 4 + [[True, False, False]])
+    first, padded, other, elsewhere, short = equal_responses(
+        ids, mask, torch.tensor([0, 0, 0, 1, 0])
+    ).tolist()
+    assert first == padded and len({first, other, elsewhere, short}) == 4
 
 
 def test_without_noise_the_posterior_is_the_seen_reward():

@@ -142,7 +142,7 @@ CASES = {
             "sibling_correction": True,
         },
         "critic": {"features": "belief"},
-        "denoiser": {"learning_rate": 1e-3},
+        "denoiser": {"learning_rate": 1e-3, "one_right": True},
     },
     "exact values": {"algorithm": {"type": "ppo", "lam": 0.5}, "critic": {"oracle": "answer"}},
     "grpo with a denoiser of known rates": {

@@ -68,6 +68,32 @@ def test_denoised_rewards_lie_between_the_levels_of_the_seen_one_and_follow_it(m
     assert torch.equal(done.scores, batch.scores) and torch.equal(done.rewards, batch.rewards)
 
 
+def test_verdicts_on_equal_responses_add_up_and_a_missing_one_says_nothing(make_policy):
+    _, denoiser = build(make_policy, **KNOWN, one_right=True)
+    batch = make_batch(lengths=(2,) * 5, scores=(1.0, 1.0, 0.0, 1.0, 1.0), groups=(0, 0, 0, 0, 1))
+    ids = batch.input_ids.clone()
+    ids[1] = ids[0]  # the same answer twice
+    batch = batch.with_(input_ids=ids)
+    done, _ = denoise(denoiser, batch)
+    p = (done.denoised - 0.3) / 0.4
+    belief = done.belief_logp.sum(dim=1).exp().clamp(0.02, 0.98)
+    ratio = 0.7 / 0.3
+    weights = torch.stack([belief[0] * ratio**2, belief[2] / ratio, belief[3] * ratio])
+    unseen = (1 - belief[0] - belief[2] - belief[3]).clamp(min=0.02)
+    expected = weights / (unseen + weights.sum())
+    torch.testing.assert_close(p[[0, 2, 3]], expected, rtol=1e-4, atol=1e-5)
+    assert p[1] == p[0]
+    torch.testing.assert_close(
+        p[4:],
+        posterior_rewards(belief[4:], *denoiser.channel.log_likelihoods(batch.select(torch.tensor([4])))),
+    )
+    mask = batch.mask.clone()
+    mask[1] = False
+    alone, _ = denoise(denoiser, batch.with_(mask=mask, scores=torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0])))
+    once = belief[0] * ratio / (unseen + belief[0] * ratio + weights[1:].sum())
+    torch.testing.assert_close((alone.denoised[0] - 0.3) / 0.4, once, rtol=1e-4, atol=1e-5)
+
+
 def test_knowing_which_prompts_are_hard_is_not_knowing_which_answers_are_right(make_policy):
     _, denoiser = build(make_policy, **KNOWN)
     # the easy prompt has two right answers of three, the hard one none
