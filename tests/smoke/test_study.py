@@ -152,6 +152,22 @@ def test_a_stopped_study_has_whole_seeds_and_reports_on_them(write, tmp_path, ca
     assert "another configuration" in capsys.readouterr().err
 
 
+def test_a_study_that_keeps_no_checkpoints_has_sampled_before_they_go(write, tmp_path, capsys):
+    folder, out = (
+        write(noise={"none": {}}, seeds=[0], keep_checkpoints=False, temperatures=[1.0]),
+        tmp_path / "out",
+    )
+    command = ["study", str(folder), "--out", str(out)]
+    for _ in range(2):  # the second time everything is there already
+        with pytest.raises(SystemExit, match="0"):
+            main(command)
+    assert len(list(out.glob("*/temperatures.json"))) == 2 and not list(out.glob("*/checkpoints"))
+    write(noise={"none": {}}, seeds=[0], keep_checkpoints=False, temperatures=[1.0, 0.5])
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
+    assert "keeps no checkpoint to sample at temperature 0.5" in capsys.readouterr().err
+
+
 def test_a_policy_is_sampled_at_other_temperatures_once(write, tmp_path):
     _, cells = read_study(write(seeds=[0], noise={"none": {}}), [])
     run_cells(cells[:1], tmp_path, jobs=1, console=Console(quiet=True))

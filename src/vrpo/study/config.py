@@ -28,6 +28,9 @@ class StudyConfig(Strict):
     """Runs at a time, each its own process."""
     temperatures: tuple[Annotated[float, Field(gt=0.0)], ...] = Field((), strict=False)
     """Final policies are sampled at these too, to tell what a policy knows from how sharp it is; none: they are not."""
+    keep_checkpoints: bool = True
+    """false: a finished cell's checkpoints, gigabytes for a large model, are removed once its final policy has been sampled at
+    `temperatures`. Its numbers and records stay; `vrpo eval` has nothing to load then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

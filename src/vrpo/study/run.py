@@ -1,15 +1,17 @@
 """A study from its file to its page: cells, other temperatures, report."""
 
+import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from vrpo.errors import ConfigError
-from vrpo.study.config import read_study
+from vrpo.study.config import Cell, StudyConfig, read_study
 from vrpo.study.report import Study, write_report
 from vrpo.study.runner import finished, run_cells
-from vrpo.study.sharpness import measure
+from vrpo.study.sharpness import measure, measure_cell
 from vrpo.study.tables import to_rich
 from vrpo.train.preflight import check_files
 
@@ -54,7 +56,9 @@ def run_study(
     else:
         for cell in cells:
             check_files(cell.config)
-        run_cells(cells, out, jobs=settings.jobs, console=console)
+        run_cells(
+            cells, out, jobs=settings.jobs, console=console, ended=partial(_spare, out=out, settings=settings)
+        )
     curves = measure(cells, out, settings.temperatures, console=console) if settings.temperatures else None
     on_top = [word for setting in overrides for word in ("--set", setting)]
     study = Study(
@@ -72,3 +76,12 @@ def run_study(
         f"{title}\npage: {out / 'study.html'}   figures: {out / 'curves.png'} and others   numbers: {out / 'summary.json'}",
         markup=False,
     )
+
+
+def _spare(cell: Cell, *, out: Path, settings: StudyConfig) -> None:
+    """Remove a finished cell's checkpoints, where the study does not keep them; what they are needed for comes first."""
+    checkpoints = out / cell.folder / "checkpoints"
+    if settings.keep_checkpoints or not checkpoints.is_dir():
+        return
+    measure_cell(out / cell.folder, settings.temperatures)
+    shutil.rmtree(checkpoints)

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,15 @@ class StudyError(VrpoError, RuntimeError):
     """A cell of a study failed."""
 
 
-def run_cells(cells: Sequence[Cell], out: Path, *, jobs: int, console: Console) -> None:
-    """Run what is not finished, `jobs` at a time.
+def run_cells(
+    cells: Sequence[Cell],
+    out: Path,
+    *,
+    jobs: int,
+    console: Console,
+    ended: Callable[[Cell], None] = lambda cell: None,
+) -> None:
+    """Run what is not finished, `jobs` at a time, and tell `ended` of every cell whose run has ended well, then or before.
 
     Raises:
         CheckpointError: a cell's folder holds a run with another configuration.
@@ -36,6 +43,8 @@ def run_cells(cells: Sequence[Cell], out: Path, *, jobs: int, console: Console) 
     """
     out.mkdir(parents=True, exist_ok=True)
     done_before = finished(cells, out)
+    for cell in done_before:
+        ended(cell)
     waiting = [cell for cell in cells if cell not in done_before]
     progress = Progress(
         TextColumn("{task.description:<28}"),
@@ -58,15 +67,19 @@ def run_cells(cells: Sequence[Cell], out: Path, *, jobs: int, console: Console) 
                     running[cell.folder] = _Running(cell, _launch(cell, out), name, task)
                 time.sleep(POLL_SECONDS)
                 for folder, run in list(running.items()):
-                    ended = run.process.poll() is not None
+                    gone = run.process.poll() is not None
                     done, numbers = _state(out / folder)
                     progress.update(run.task, completed=done, numbers=numbers)
-                    if ended:
-                        del running[folder]
-                        progress.stop_task(run.task)
-                        failed += [run.cell] if run.process.returncode != 0 else []
-                        if not console.is_terminal:
-                            console.print(f"{run.name}: {done} steps, {numbers}")
+                    if not gone:
+                        continue
+                    del running[folder]
+                    progress.stop_task(run.task)
+                    if not console.is_terminal:
+                        console.print(f"{run.name}: {done} steps, {numbers}")
+                    if run.process.returncode == 0:
+                        ended(run.cell)
+                    else:
+                        failed.append(run.cell)
     finally:
         # whatever ended the study ends its cells too: each writes a checkpoint and can be resumed
         for run in running.values():

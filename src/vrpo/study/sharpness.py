@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from vrpo.errors import CheckpointError
 from vrpo.study.config import Cell
 from vrpo.train.evaluation import open_target
 from vrpo.train.files import replace_file
@@ -52,15 +53,25 @@ def measure(
         Cell folder name -> curve.
     """
     shown = track(cells, "at other temperatures", console=console, disable=not console.is_terminal)
-    return {cell.folder: _measure_one(out / cell.folder, temperatures) for cell in shown}
+    return {cell.folder: measure_cell(out / cell.folder, temperatures) for cell in shown}
 
 
-def _measure_one(folder: Path, temperatures: Iterable[float]) -> Curve:
+def measure_cell(folder: Path, temperatures: Iterable[float]) -> Curve:
+    """The same of one cell.
+
+    Raises:
+        CheckpointError: a temperature is missing, and so is the policy: the study does not keep checkpoints.
+    """
     path = folder / FILE
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     known = {one["temperature"]: Sampled(**one) for one in kept}
     wanted = sorted(set(temperatures), reverse=True)
     if missing := [t for t in wanted if t not in known]:
+        if not (folder / "checkpoints").is_dir():
+            raise CheckpointError(
+                f"{folder} keeps no checkpoint to sample at temperature {missing[0]:g}; take it out of `temperatures`, or remove "
+                "the folder to run the cell again"
+            )
         final = open_target(str(folder))
         with closing(final.rewards):  # reward functions of a file have a process of their own
             for t in missing:
