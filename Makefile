@@ -17,11 +17,12 @@ quickstart-short: $(VENV)/.run    ## the same wiring in a few steps, for CI
 	$(BIN)/vrpo study recipes/quickstart --out runs/quickstart-short \
 	  --set train.steps=14 --set train.eval_every=7 --set train.eval_prompts=64
 
-study: $(VENV)/.run               ## the README's table: 152 runs, an hour and a half on two cores; goes on where it stopped
+study: $(VENV)/.run               ## the README's table: 176 runs, some two hours on two cores; goes on where it stopped
 	$(BIN)/vrpo study recipes/arith_cpu/length_bias.yaml --out runs/length_study
 	$(BIN)/vrpo study recipes/minus_cpu --out runs/minus_study
 	$(BIN)/vrpo study recipes/arith_cpu/phrase_bias.yaml --out runs/phrase_study
-	$(BIN)/vrpo study recipes/arith_cpu --out runs/arith_study
+	$(BIN)/vrpo study recipes/arith_cpu/flips.yaml --out runs/flips_study
+	$(BIN)/vrpo study recipes/chain_cpu/flips.yaml --out runs/chain_flips_study
 
 study-short: $(VENV)/.run         ## the same wiring with two seeds in a few steps, for CI
 	rm -rf runs/study-short
