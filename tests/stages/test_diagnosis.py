@@ -117,6 +117,13 @@ def test_repeated_scoring_separates_the_judges_own_noise():
     # variance between scorings: 0.2 * 1/2 on average, of a whole of about 1/4
     assert found.repeat_variance == pytest.approx(0.1 / 0.245, abs=0.08)
     assert diagnose(sample()).repeat_share is None
+    assert any("one_right: true" in line for line in advise(found))
+
+    def on_a_scale(row, draw):
+        return row | {"rewards": (row["gold"], row["gold"] + draw.random())}
+
+    lines = advise(diagnose(sample(change=on_a_scale)))
+    assert any("averaging k" in line for line in lines) and not any("one_right" in line for line in lines)
 
 
 def test_disagreement_and_missing_rewards():

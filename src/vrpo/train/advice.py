@@ -67,9 +67,14 @@ def _noise(found: Diagnosis) -> list[str]:
 def _biases(found: Diagnosis) -> list[str]:
     lines = []
     if found.repeat_share is not None and found.repeat_share > UNSTEADY:
+        together = (
+            "; where one response to a prompt is right, `denoiser: {one_right: true}` hears the verdicts on all of them together"
+            if found.binary
+            else ""
+        )
         lines.append(
             f"the same completion gets different rewards in {found.repeat_share:.0%} of cases ({found.repeat_variance:.0%} of the "
-            "variance): averaging k scorings divides that part by k"
+            f"variance): averaging k scorings divides that part by k{together}"
         )
     if found.length_correlation is not None and abs(found.length_correlation) > LENGTH_MATTERS:
         kind = "longer" if found.length_correlation > 0 else "shorter"
