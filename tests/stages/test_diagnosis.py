@@ -120,7 +120,7 @@ def test_repeated_scoring_separates_the_judges_own_noise():
     assert any("one_right: true" in line for line in advise(found))
 
     def on_a_scale(row, draw):
-        return row | {"rewards": (row["gold"], row["gold"] + draw.random())}
+        return row | {"rewards": tuple(row["gold"] + draw.random() for _ in range(2))}
 
     lines = advise(diagnose(sample(change=on_a_scale)))
     assert any("averaging k" in line for line in lines) and not any("one_right" in line for line in lines)
