@@ -22,7 +22,7 @@ study: $(VENV)/.run               ## the README's table: 176 runs, some two hour
 	$(BIN)/vrpo study recipes/minus_cpu --out runs/minus_study
 	$(BIN)/vrpo study recipes/arith_cpu/phrase_bias.yaml --out runs/phrase_study
 	$(BIN)/vrpo study recipes/arith_cpu/flips.yaml --out runs/flips_study
-	$(BIN)/vrpo study recipes/chain_cpu/flips.yaml --out runs/chain_flips_study
+	$(BIN)/vrpo study recipes/minus_cpu/flips.yaml --out runs/minus_flips_study
 
 study-short: $(VENV)/.run         ## the same wiring with two seeds in a few steps, for CI
 	rm -rf runs/study-short
