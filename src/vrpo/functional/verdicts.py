@@ -132,7 +132,9 @@ def joint_posterior_rewards(
         fp32 in (0, 1), the same for equal responses.
     """
     names, of_row = answers.unique(return_inverse=True)
-    row_of = torch.zeros_like(names).scatter(0, of_row, torch.arange(len(answers), device=answers.device))
+    # the last row of each answer: a plain scatter leaves any of them on a GPU
+    rows = torch.arange(len(answers), device=answers.device)
+    row_of = torch.zeros_like(names).scatter_reduce(0, of_row, rows, "amax")
     prompts, prompt_of = group_ids[row_of].unique(return_inverse=True)
     q = belief.double()[row_of]
     said = (if_right - if_wrong).double()
