@@ -66,6 +66,10 @@ def message(changes: dict) -> str:
         ),
         ({"denoiser": {"nuisance": "length"}}, ["nuisance=length", "channel: gaussian"]),
         ({"critic": {"features": "belief"}}, ["features=belief", "denoiser", "uncertainty"]),
+        (
+            {"algorithm": {"type": "vrpo", "belief_coef": 0.1}},
+            ["belief_coef=0.1", "denoiser", "belief_coef: 0"],
+        ),
         ({"algorithm": "gppo"}, ["gppo", "'ppo', 'vrpo', 'grpo'"]),
         ({"train": {"minibatch": 60}}, ["completions_per_step=256", "minibatch=60", "300"]),
         ({"train": {"microbatch": 48}}, ["minibatch=64", "microbatch=48"]),

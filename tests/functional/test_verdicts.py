@@ -13,6 +13,7 @@ from vrpo.functional import (
     flip_log_likelihoods,
     gaussian_log_likelihoods,
     joint_posterior_rewards,
+    joint_verdict_nll,
     posterior_rewards,
     require_verdicts,
     verdict_nll,
@@ -61,15 +62,75 @@ def test_one_right_response_a_prompt_is_bayes_rule_over_which_it_is(shares, said
         weights[right] = weight
     seen = torch.tensor([float(x) for _, x in said])
     # the same responses to a second prompt change nothing
-    found = joint_posterior_rewards(
-        torch.tensor([q[answer] for answer in answers] * 2),
-        *flips(torch.cat([seen, seen]), fp, fn),
-        answers=torch.tensor([*answers, *(answer + 10 for answer in answers)]),
-        group_ids=torch.tensor([7] * len(said) + [3] * len(said)),
-        least=1e-9,
-    )
+    belief = torch.tensor([q[answer] for answer in answers] * 2)
+    channel = flips(torch.cat([seen, seen]), fp, fn)
+    whose = {
+        "answers": torch.tensor([*answers, *(answer + 10 for answer in answers)]),
+        "group_ids": torch.tensor([7] * len(said) + [3] * len(said)),
+    }
+    found = joint_posterior_rewards(belief, *channel, **whose, least=1e-9)
     expected = [weights[answer] / sum(weights.values()) for answer in answers]
     assert found.tolist() == pytest.approx(expected * 2, rel=1e-4, abs=1e-6)
+    nll = joint_verdict_nll(belief.log(), *channel, **whose)
+    assert float(nll) == pytest.approx(-2 * math.log(sum(weights.values())), rel=1e-4)
+
+
+def test_the_joint_gradient_is_what_all_verdicts_say_against_what_nobody_sampled():
+    """On log q_y: q_y / w_0 P(none | all) - P(y | all), once an answer, however often it was sampled."""
+    log_q = torch.tensor([0.3, 0.3, 0.3, 0.2]).log().requires_grad_()
+    channel = flips(torch.tensor([1.0, 1.0, 0.0, 1.0]), 0.3, 0.2)
+    whose = {"answers": torch.tensor([5, 5, 5, 9]), "group_ids": torch.zeros(4, dtype=torch.long)}
+    joint_verdict_nll(log_q, *channel, **whose).backward()
+    with torch.no_grad():
+        p = joint_posterior_rewards(log_q.exp(), *channel, **whose, least=1e-9)
+    none = 1.0 - p[0] - p[3]
+    assert float(log_q.grad[:3].sum()) == pytest.approx(float(none * 0.3 / 0.5 - p[0]), rel=1e-4)
+    assert float(log_q.grad[3]) == pytest.approx(float(none * 0.2 / 0.5 - p[3]), rel=1e-4)
+
+
+@given(q=st.floats(0.01, 0.99), fp=st.floats(0.0, 0.45), fn=st.floats(0.0, 0.45))
+def test_one_response_a_prompt_is_judged_alone(q, fp, fn):
+    log_q, channel = torch.full((2,), math.log(q)), flips(torch.tensor([0.0, 1.0]), fp, fn)
+    together = joint_verdict_nll(
+        log_q, *channel, answers=torch.tensor([0, 1]), group_ids=torch.tensor([0, 1])
+    )
+    torch.testing.assert_close(together, verdict_nll(log_q, *channel).sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_answers_held_for_certain_have_a_finite_joint_loss_and_gradient():
+    log_q = torch.zeros(3, requires_grad=True)
+    channel = flips(torch.tensor([0.0, 1.0, 0.0]), 0.0, 0.0)
+    nll = joint_verdict_nll(log_q, *channel, answers=torch.arange(3), group_ids=torch.tensor([0, 0, 1]))
+    nll.backward()
+    assert bool(nll.isfinite()) and bool(log_q.grad.isfinite().all())
+
+
+def test_equal_answers_tell_the_rates_where_the_belief_is_weak():
+    """Nine verdicts on each prompt's one answer, right in half of the prompts, 30 % flipped; the belief is too low."""
+    generator = torch.Generator().manual_seed(1)
+    right = (torch.rand(1000, generator=generator) < 0.5).repeat_interleave(9)
+    seen = (right ^ (torch.rand(9000, generator=generator) < 0.3)).float()
+    prompts = torch.arange(1000).repeat_interleave(9)
+    learned = {}
+    for name in ("joint", "alone"):
+        numbers = torch.full((2,), -1.4, requires_grad=True)
+        optimizer = torch.optim.Adam([numbers], lr=0.05)
+        for _ in range(150):
+            fp, fn = 0.5 * numbers.sigmoid()
+            channel = flip_log_likelihoods(seen, false_positive=fp, false_negative=fn)
+            log_q = torch.full((9000,), math.log(0.3))
+            whose = {"answers": prompts, "group_ids": prompts}
+            nll = (
+                joint_verdict_nll(log_q, *channel, **whose)
+                if name == "joint"
+                else verdict_nll(log_q, *channel).sum()
+            )
+            optimizer.zero_grad()
+            nll.backward()
+            optimizer.step()
+        learned[name] = (0.5 * numbers.sigmoid()).tolist()
+    assert learned["joint"] == pytest.approx([0.3, 0.3], abs=0.08)
+    assert learned["alone"][1] < 0.05
 
 
 def test_beliefs_that_leave_nothing_for_other_answers_leave_them_the_least():

@@ -181,6 +181,16 @@ def test_kl_penalty_is_part_of_the_reward():
     assert Ppo(PpoConfig(kl_coef=0.1)).uses_reference and not Ppo(PpoConfig()).uses_reference
 
 
+def test_a_kl_to_the_belief_is_part_of_the_reward_beside_the_other():
+    batch = valued()
+    belief = torch.where(batch.mask, batch.old_logp - 0.5, 0.0)
+    done = annotate(batch.with_(belief_logp=belief), belief_coef=0.1)
+    torch.testing.assert_close(done.targets, torch.tensor([[0.0, 0.85, 0.90, 0.95]]))
+    assert not Ppo(PpoConfig(belief_coef=0.1)).uses_reference  # no frozen model for it
+    both = annotate(batch.with_(belief_logp=belief, ref_logp=belief), belief_coef=0.1, kl_coef=0.1)
+    torch.testing.assert_close(both.targets, torch.tensor([[0.0, 0.70, 0.80, 0.90]]))
+
+
 def test_the_penalty_follows_the_coefficient_in_force_and_a_target_steers_it():
     batch = valued()
     ref = torch.where(batch.mask, batch.old_logp - 0.5, 0.0)
@@ -263,6 +273,17 @@ def test_grpo_kl_is_in_the_loss():
     )
     assert float(loss.detach()) == pytest.approx(2.0 * 0.5)
     assert sums["loss"] / batch.num_tokens == pytest.approx(1.0)
+    rule = Grpo(GrpoConfig(kl_coef=2.0, belief_coef=3.0, kl_estimator="k1"))
+    logp = batch.old_logp.clone().requires_grad_()
+    loss, _ = rule.loss(
+        logp,
+        torch.zeros(4, 4),
+        batch.with_(ref_logp=ref, belief_logp=ref - batch.mask.float()),
+        num_tokens=batch.num_tokens,
+    )
+    assert float(loss.detach()) == pytest.approx(2.0 * 0.5 + 3.0 * 1.5)
+    loss.backward()  # the surrogate's is 0
+    torch.testing.assert_close(logp.grad, 5.0 * batch.mask.float() / batch.num_tokens)
 
 
 def test_vrpo_is_ppo_with_another_critic():

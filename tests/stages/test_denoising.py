@@ -1,5 +1,7 @@
 """The terminal denoiser: what it believes, what it learns from, and that it comes back from a checkpoint."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -65,6 +67,8 @@ def test_denoised_rewards_lie_between_the_levels_of_the_seen_one_and_follow_it(m
         ).all()
     )
     assert metrics["denoiser/informativeness"] == pytest.approx(0.4)
+    apart = torch.where(batch.mask, batch.old_logp - done.belief_logp, 0.0)
+    assert metrics["denoiser/kl"] == pytest.approx(float(apart.sum(dim=1).mean()), rel=1e-5)
     assert torch.equal(done.scores, batch.scores) and torch.equal(done.rewards, batch.rewards)
 
 
@@ -141,6 +145,33 @@ def test_gradient_does_not_depend_on_the_split_and_skips_missing_rewards(make_po
     for a, b in zip(gradient([whole]), gradient([flipped]), strict=True):
         assert torch.equal(a, b)
     assert all(p.grad is None for p in policy.parameters())
+
+
+def test_siblings_judged_together_are_one_loss_wherever_prompts_are_cut_apart(make_policy):
+    _, denoiser = build(make_policy, one_right=True)
+    whole = make_batch(lengths=(2,) * 6, scores=(1.0, 1.0, 0.0, 1.0, 0.0, 1.0), groups=(0, 0, 0, 1, 1, 1))
+    ids = whole.input_ids.clone()
+    ids[1] = ids[0]
+    mask = whole.mask.clone()
+    mask[4] = False  # its reward is missing
+    whole = whole.with_(input_ids=ids, mask=mask)
+
+    def gradient(parts):
+        denoiser.optimizer.zero_grad()
+        for part in parts:
+            denoiser.loss(part, responses=5)[0].backward()
+        return [p.grad.clone() for p in denoiser.model.parameters() if p.grad is not None] + [
+            denoiser.channel.numbers.grad.clone()
+        ]
+
+    cut = replace(SPLIT, whole_prompts=True)
+    for a, b in zip(gradient([whole]), gradient([part for _, part in cut(whole)]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    flipped = whole.with_(scores=torch.where(mask.any(dim=1), whole.scores, 1.0 - whole.scores))
+    for a, b in zip(gradient([whole]), gradient([flipped]), strict=True):
+        assert torch.equal(a, b)
+    alone = gradient([whole.with_(group_ids=torch.arange(6))])
+    assert not torch.allclose(alone[-1], gradient([whole])[-1])
 
 
 def test_it_learns_which_response_is_right_and_how_noisy_the_reward_is(make_policy):

@@ -32,6 +32,29 @@ def test_every_row_once_within_the_limits(sizes, rows, tokens):
         assert tokens is None or len(piece) == 1 or sizes.read(piece) <= tokens
 
 
+@settings(deadline=None, max_examples=200)
+@given(sizes=sizes(), rows=st.integers(1, 9), tokens=st.one_of(st.none(), st.integers(1, 200)))
+def test_prompts_stay_whole_where_a_piece_can_hold_them(sizes, rows, tokens):
+    splitter = Splitter(rows, tokens, 1000, whole_prompts=True)
+    pieces = splitter.plan(sizes, blocks=sizes.groups)
+    assert sorted(row for piece in pieces for row in piece) == list(range(len(sizes.groups)))
+    for piece in pieces:
+        assert len(piece) <= rows
+        assert tokens is None or len(piece) == 1 or sizes.read(piece) <= tokens
+    for group in np.unique(sizes.groups):
+        members = np.flatnonzero(sizes.groups == group).tolist()
+        holders = [piece for piece in pieces if set(piece) & set(members)]
+        if len(members) <= rows and (tokens is None or sizes.read(members) <= tokens):
+            assert len(holders) == 1
+
+
+def test_a_splitter_cuts_between_prompts_or_anywhere():
+    batch = make_batch(lengths=(2,) * 6, scores=(0.0,) * 6, groups=(0, 0, 0, 1, 1, 1))
+    by_row = [rows.tolist() for rows, _ in Splitter(4, None, 0)(batch)]
+    by_prompt = [rows.tolist() for rows, _ in Splitter(4, None, 0, whole_prompts=True)(batch)]
+    assert by_row == [[0, 1, 2, 3], [4, 5]] and by_prompt == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_tokens_read_by_hand():
     sizes = Sizes(np.array([4, 4, 2]), np.array([2, 5, 3]), np.array([0, 0, 1]))
     assert sizes.read([0, 1]) == 4 + 2 + 5

@@ -43,11 +43,13 @@ class Grpo:
         return kl_coef
 
     def loss(self, logp: Tensor, entropy: Tensor, batch: Batch, *, num_tokens: int) -> tuple[Tensor, Sums]:
-        """The clipped surrogate plus kl_coef * KL to the reference per token."""
+        """The clipped surrogate plus kl_coef * KL to the reference and belief_coef * KL to the denoiser's model per token."""
         loss, sums = clipped_surrogate(logp, entropy, batch, config=self.config, num_tokens=num_tokens)
-        if self.uses_reference:
-            assert batch.ref_logp is not None, "the reference's log-probabilities come first"
-            kl = masked_sum(kl_estimate(logp, batch.ref_logp, kind=self.config.kl_estimator), batch.mask)
-            loss = loss + self.config.kl_coef * kl / num_tokens
-            sums["loss"] = float(loss.detach()) * num_tokens
+        config = self.config
+        for weight, other in ((config.kl_coef, batch.ref_logp), (config.belief_coef, batch.belief_logp)):
+            if weight > 0:
+                assert other is not None, "the log-probabilities of both models come first"
+                kl = masked_sum(kl_estimate(logp, other, kind=config.kl_estimator), batch.mask)
+                loss = loss + weight * kl / num_tokens
+                sums["loss"] = float(loss.detach()) * num_tokens
         return loss, sums

@@ -30,7 +30,7 @@ from vrpo.types import Batch
 
 @final
 class Ppo:
-    """PPO-clip on GAE advantages; the KL to the reference, if any, is part of the reward."""
+    """PPO-clip on GAE advantages; the KL to the reference or to the denoiser's belief, if any, is part of the reward."""
 
     uses_critic = True
 
@@ -123,10 +123,18 @@ class Ppo:
         return clipped_surrogate(logp, entropy, batch, config=self.config, num_tokens=num_tokens)
 
     def _rewards(self, batch: Batch, kl_coef: float) -> Tensor:
-        """r_t that policy and critic learn from, denoised where that is done, minus kl_coef * KL_t on the tokens that count."""
+        """r_t that policy and critic learn from, denoised where that is done, minus kl_coef times the KL to the initial model and belief_coef
+        times that to the denoiser's, on the tokens that count."""
         rewards = batch.rewards if batch.denoised is None else token_rewards(batch.denoised, batch.mask)
-        if not self.uses_reference:
-            return rewards
-        assert batch.ref_logp is not None, "the reference's log-probabilities come first"
-        kl = kl_estimate(batch.old_logp, batch.ref_logp, kind=self.config.kl_estimator)
-        return rewards - kl_coef * torch.where(batch.mask, kl, torch.zeros_like(kl))
+        if self.uses_reference:
+            assert batch.ref_logp is not None, "the reference's log-probabilities come first"
+            rewards = rewards - kl_coef * self._kl_to(batch.ref_logp, batch)
+        if self.config.belief_coef > 0:
+            assert batch.belief_logp is not None, "the denoiser's model reads the responses first"
+            rewards = rewards - self.config.belief_coef * self._kl_to(batch.belief_logp, batch)
+        return rewards
+
+    def _kl_to(self, other: Tensor, batch: Batch) -> Tensor:
+        """[B, T] KL of the policy that sampled to another model, from the log-probabilities of the sampled tokens."""
+        kl = kl_estimate(batch.old_logp, other, kind=self.config.kl_estimator)
+        return torch.where(batch.mask, kl, torch.zeros_like(kl))

@@ -46,6 +46,9 @@ class PpoConfig(Strict):
     """When set, kl_coef is only where an adaptive controller starts that steers objective/kl, nats a response, to this."""
     kl_horizon: int = Field(10_000, ge=1)
     """Responses over which that controller may change the weight by a fifth of itself."""
+    belief_coef: float = Field(0.0, ge=0.0)
+    """Weight of the KL to the denoiser's model, subtracted from the reward token by token, by the same estimator: every token is told what
+    all past rewards say of it, also where no sample was right."""
     sibling_coverage: bool = False
     """Where siblings have sampled how the policy goes on, take their returns weighted by its probabilities, and the critic's value for
     the rest only (`functional.covered_values`): nearly exact for short answers, the critic alone for long ones."""
@@ -99,6 +102,8 @@ class GrpoConfig(Strict):
     """Weight of the KL to the initial model, added to the loss token by token."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Per-token estimator of that KL."""
+    belief_coef: float = Field(0.0, ge=0.0)
+    """Weight of the KL to the denoiser's model, added to the loss token by token, by the same estimator."""
     truncation: Literal["terminal", "mask"] = "terminal"
     """A response cut at the length limit counts with its reward (`terminal`) or not at all (`mask`)."""
 
@@ -230,7 +235,7 @@ class DenoiserConfig(Strict):
     for a judge that likes long answers, or short ones. `tokens`: that, and which tokens occur, for a judge that likes words."""
     one_right: bool = False
     """Judge the responses to a prompt together: verdicts on equal ones add up, and of different ones at most one is right
-    (`functional.joint_posterior_rewards`). For tasks with one right response, and errors that are drawn anew for every response."""
+    (`functional.joint_posterior_rewards`), in what it learns from too (`functional.joint_verdict_nll`). For tasks with one right response, and errors that are drawn anew for every response."""
     false_positive: UnitInterval | None = None
     """rho+ = P(seen 1 | clean 0), if you know it. null: learned with the model."""
     false_negative: UnitInterval | None = None

@@ -188,6 +188,11 @@ class Config(Strict):
                 "critic.features=belief reads the denoiser's model, and there is none; add a denoiser section or set "
                 "critic.features: uncertainty"
             )
+        if self.algorithm.belief_coef > 0 and self.denoiser is None:
+            raise ValueError(
+                f"algorithm.belief_coef={self.algorithm.belief_coef:g} is a KL to the denoiser's model, and there is none; add a denoiser "
+                "section or set algorithm.belief_coef: 0"
+            )
         return self
 
     def _at(self, key: str) -> int:

@@ -48,6 +48,7 @@ from vrpo.functional.verdicts import (
     flip_log_likelihoods,
     gaussian_log_likelihoods,
     joint_posterior_rewards,
+    joint_verdict_nll,
     posterior_rewards,
     verdict_nll,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "gaussian_log_likelihoods",
     "group_advantages",
     "joint_posterior_rewards",
+    "joint_verdict_nll",
     "kl_estimate",
     "length_adaptive_lambda",
     "length_bias",

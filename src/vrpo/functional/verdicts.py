@@ -131,15 +131,64 @@ def joint_posterior_rewards(
     Returns:
         fp32 in (0, 1), the same for equal responses.
     """
-    names, of_row = answers.unique(return_inverse=True)
-    # the last row of each answer: a plain scatter leaves any of them on a GPU
-    rows = torch.arange(len(answers), device=answers.device)
-    row_of = torch.zeros_like(names).scatter_reduce(0, of_row, rows, "amax")
-    prompts, prompt_of = group_ids[row_of].unique(return_inverse=True)
-    q = belief.double()[row_of]
-    said = (if_right - if_wrong).double()
-    log_w = q.log().index_add(0, of_row, said)
-    unseen = (1.0 - q.new_zeros(len(prompts)).index_add(0, prompt_of, q)).clamp(min=least).log()
-    most = unseen.scatter_reduce(0, prompt_of, log_w, "amax")
-    total = (unseen - most).exp().index_add(0, prompt_of, (log_w - most[prompt_of]).exp())
-    return ((log_w - most[prompt_of]).exp() / total[prompt_of])[of_row].float()
+    which = _Hypotheses(belief.double().log(), if_right - if_wrong, answers, group_ids, least=least)
+    return (which.log_weight - which.log_total[which.prompt_of]).exp()[which.answer_of].float()
+
+
+def joint_verdict_nll(
+    log_belief: Float[Tensor, " N"],
+    if_right: Float[Tensor, " N"],
+    if_wrong: Float[Tensor, " N"],
+    *,
+    answers: Int[Tensor, " N"],
+    group_ids: Int[Tensor, " N"],
+) -> Float[Tensor, ""]:
+    """-log P(all verdicts), summed over prompts, where one response to a prompt at most is right, however often it was sampled.
+
+        sum_prompts -log(w_0 + sum_y w_y) - sum_i log L0_i        w as in `joint_posterior_rewards`
+
+    The gradient on log q_y is P(no sampled one is right | all) q_y / w_0 - P(y is right | all): what `verdict_nll` has for one response, with
+    everything that was said of its siblings in it. Equal responses are one response here, whose verdicts tell the rates of a channel
+    from a weak belief, which they hardly do one by one. For prompts with one response each it is the sum of `verdict_nll`.
+
+    Args:
+        log_belief: log q, at most 0, the same for equal responses.
+        if_right: log L1.
+        if_wrong: log L0.
+        answers: equal numbers are equal responses to one prompt (`functional.equal_responses`).
+        group_ids: equal numbers answer the same prompt; responses to a prompt that are not here are taken not to have been judged.
+
+    Returns:
+        fp32 nats.
+    """
+    log_q = log_belief.clamp(max=MOST_CERTAIN)
+    which = _Hypotheses(log_q, if_right - if_wrong, answers, group_ids, least=-math.expm1(MOST_CERTAIN))
+    return -(which.log_total.sum() + if_wrong.double().sum()).float()
+
+
+class _Hypotheses:
+    """Which of the different responses to a prompt is the right one, or none that was sampled: weights in fp64.
+
+    answer_of [N]     the answer of each row
+    prompt_of [A]     the prompt of each answer
+    log_weight [A]    log w_y
+    log_total [P]     log(w_0 + sum_y w_y)
+    """
+
+    def __init__(
+        self, log_q: Tensor, said: Tensor, answers: Tensor, group_ids: Tensor, *, least: float
+    ) -> None:
+        names, self.answer_of = answers.unique(return_inverse=True)
+        # the last row of each answer: a plain scatter leaves any of them on a GPU
+        rows = torch.arange(len(answers), device=answers.device)
+        row_of = torch.zeros_like(names).scatter_reduce(0, self.answer_of, rows, "amax")
+        prompts, self.prompt_of = group_ids[row_of].unique(return_inverse=True)
+        log_q = log_q.double()[row_of]
+        self.log_weight = log_q.index_add(0, self.answer_of, said.double())
+        q_of_prompt = log_q.new_zeros(len(prompts)).index_add(0, self.prompt_of, log_q.exp())
+        unseen = (1.0 - q_of_prompt).clamp(min=least).log()
+        most = unseen.scatter_reduce(0, self.prompt_of, self.log_weight, "amax").detach()
+        total = (
+            (unseen - most).exp().index_add(0, self.prompt_of, (self.log_weight - most[self.prompt_of]).exp())
+        )
+        self.log_total = total.log() + most

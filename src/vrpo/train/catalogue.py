@@ -67,6 +67,7 @@ METRICS: dict[str, MetricDoc] = {
     "denoiser/corr_seen": _D("correlation of the seen reward with the clean verdict", "J for balanced verdicts", "-"),
     "denoiser/corr_siblings": _D("correlation of the posterior with the clean verdict among the samples of a prompt: both less their mean over them, for a baseline takes out the rest", "above denoiser/corr_seen_siblings", "below it, with denoiser/corr above: it knows which prompts are hard and not which answers are right"),
     "denoiser/corr_seen_siblings": _D("the same of the seen reward", "J for balanced verdicts", "-"),
+    "denoiser/kl": _D("KL of the policy to the denoiser's model: sum_t (log pi_t - log q_t), mean over responses, nats", "steady, falls with algorithm.belief_coef", "grows without end: the policy leaves what past rewards say"),
     "denoiser/grad_norm": _D("gradient norm before clipping, mean over optimizer steps", "steady", "spikes: lower denoiser.learning_rate"),
     "denoiser/skipped_updates": _D("optimizer steps not made because the gradient was not finite", "0", "above 0: lower denoiser.learning_rate"),
     "loss/denoiser_avg": _D("-log P(seen reward), mean over responses, nats", "falls below the entropy of the seen reward, log 2 for balanced ones", "rises: lower denoiser.learning_rate"),

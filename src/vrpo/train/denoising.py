@@ -29,6 +29,7 @@ from vrpo.functional import (
     equal_responses,
     group_advantages,
     joint_posterior_rewards,
+    joint_verdict_nll,
     masked_correlation,
     posterior_rewards,
     verdict_nll,
@@ -94,7 +95,9 @@ class Denoiser:
             belief = belief.clamp(self.channel.LEAST_BELIEF, 1.0 - self.channel.LEAST_BELIEF)
             posterior = self._posterior(batch, belief)
         low, high = self.channel.levels()
+        kl = torch.where(batch.mask, batch.old_logp - batch.belief_logp, 0.0).sum()
         metrics = self.channel.metrics(batch) | _quality(batch, belief, posterior)
+        metrics["denoiser/kl"] = float(kl / batch.mask.any(dim=1).sum().clamp(min=1))
         return batch.with_(denoised=low + (high - low) * posterior), metrics
 
     def _posterior(self, batch: Batch, belief: Tensor) -> Tensor:
@@ -103,11 +106,9 @@ class Denoiser:
         if not self.config.one_right:
             return posterior_rewards(belief, if_right, if_wrong)
         heard = batch.mask.any(dim=1)  # a response whose reward is missing has no part in it
-        answers = equal_responses(batch.input_ids, batch.mask, batch.group_ids)
         together = joint_posterior_rewards(
             *(x[heard] for x in (belief, if_right, if_wrong)),
-            answers=answers[heard],
-            group_ids=batch.group_ids[heard],
+            **_whose(batch, heard),
             least=self.channel.LEAST_BELIEF,
         )
         return torch.zeros_like(belief).masked_scatter(heard, together)
@@ -126,15 +127,21 @@ class Denoiser:
         return join([batch, to_device(self.past.select(rows), batch.input_ids.device)])
 
     def loss(self, batch: Batch, *, responses: int) -> tuple[Tensor, Sums]:
-        """Mean of `verdict_nll` over responses, as a micro-batch's share of an optimizer step.
+        """`verdict_nll`, with `one_right` `joint_verdict_nll`, summed and divided by responses: a micro-batch's share of an optimizer step.
 
         Args:
-            batch: micro-batch; one without any response that counts must not come here.
+            batch: micro-batch; one without any response that counts must not come here. With `one_right` it should have whole
+                prompts: siblings in another micro-batch say nothing here.
             responses: that count in the whole optimizer step.
         """
         counted = batch.mask.any(dim=1)
-        nll = verdict_nll(self._log_belief(batch), *self.channel.log_likelihoods(batch))
-        loss = torch.where(counted, nll, 0.0).sum() / responses
+        log_belief, (if_right, if_wrong) = self._log_belief(batch), self.channel.log_likelihoods(batch)
+        if self.config.one_right:
+            heard = (x[counted] for x in (log_belief, if_right, if_wrong))
+            total = joint_verdict_nll(*heard, **_whose(batch, counted))
+        else:
+            total = torch.where(counted, verdict_nll(log_belief, if_right, if_wrong), 0.0).sum()
+        loss = total / responses
         sums = read_sums({"nll": loss, "responses": counted.sum()})
         sums["nll"] *= responses
         return loss, sums
@@ -194,6 +201,12 @@ class Denoiser:
         # nothing reads the names of past samples
         names = tuple(f"past/{row}" for row in range(len(past.get("group_ids", ()))))
         self.past = Batch(sample_ids=names, **past) if past else None
+
+
+def _whose(batch: Batch, heard: Tensor) -> dict[str, Tensor]:
+    """Of the rows that are heard: equal numbers for equal responses, and for the same prompt."""
+    answers = equal_responses(batch.input_ids, batch.mask, batch.group_ids)
+    return {"answers": answers[heard], "group_ids": batch.group_ids[heard]}
 
 
 def _quality(batch: Batch, belief: Tensor, posterior: Tensor) -> Metrics:

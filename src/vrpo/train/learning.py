@@ -6,6 +6,7 @@ far they are. Nothing else of the learner than weights and optimizer moments cha
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -67,7 +68,7 @@ def update_denoiser(
         loss,
         epochs=1,
         minibatch=train.minibatch,
-        split=run.splitter,
+        split=replace(run.splitter, whole_prompts=denoiser.config.one_right),
         max_grad_norm=train.max_grad_norm,
         seed=train.seed,
         labels=("denoiser", step),

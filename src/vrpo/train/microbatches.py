@@ -60,28 +60,39 @@ class Splitter:
     """Tokens a pass over a piece reads, at most; a longer sequence goes alone. None: no limit."""
     shared_limit: int
     """Longest sequence for which the models can read a prompt once for all its responses; 0: they never do."""
+    whole_prompts: bool = False
+    """Responses to a prompt stay in one piece where a piece can hold them: for a loss that compares siblings."""
 
     def __call__(self, batch: Batch) -> Iterator[tuple[torch.Tensor, Batch]]:
         """Pieces of a batch of at least one sequence."""
         sizes = Sizes.of(batch, share=batch.input_ids.shape[1] <= self.shared_limit)
         share = sizes.saved >= SHARE_FROM[batch.input_ids.device.type]
-        for piece in self.plan(sizes if share else Sizes.of(batch, share=False)):
+        sizes = sizes if share else Sizes.of(batch, share=False)
+        blocks = batch.group_ids.cpu().numpy() if self.whole_prompts else None
+        for piece in self.plan(sizes, blocks=blocks):
             index = torch.tensor(piece, device=batch.input_ids.device)
             yield index, batch.select(index).with_(share_prompts=share)
 
-    def plan(self, sizes: Sizes) -> list[list[int]]:
+    def plan(self, sizes: Sizes, *, blocks: np.ndarray | None = None) -> list[list[int]]:
         """Row numbers of each piece; every row is in exactly one.
 
         Samples of a prompt stand together, prompts of similar length too: they are padded to the longest of a piece.
+
+        Args:
+            sizes: of the rows.
+            blocks: [B] rows of equal number go into one piece, unless they are too many for any. None: every row for itself.
         """
+        order = np.lexsort((sizes.groups if blocks is None else blocks, sizes.prompts))
+        starts = np.arange(1, len(order)) if blocks is None else np.flatnonzero(np.diff(blocks[order])) + 1
         pieces: list[list[int]] = []
-        for row in np.lexsort((sizes.groups, sizes.prompts)).tolist():
-            grown = [*pieces[-1], row] if pieces else []
-            if (
-                not grown
-                or len(grown) > self.rows
-                or (self.tokens is not None and sizes.read(grown) > self.tokens)
-            ):
-                pieces.append([])
-            pieces[-1].append(row)
+        for block in np.split(order, starts):
+            whole = block.tolist()
+            for rows in [whole] if self._fits(whole, sizes) else [[row] for row in whole]:
+                if not pieces or not self._fits([*pieces[-1], *rows], sizes):
+                    pieces.append([])
+                pieces[-1].extend(rows)
         return pieces
+
+    def _fits(self, rows: list[int], sizes: Sizes) -> bool:
+        """Whether one piece may hold these."""
+        return len(rows) <= self.rows and (self.tokens is None or sizes.read(rows) <= self.tokens)
