@@ -128,6 +128,14 @@ def test_a_study_runs_resumes_and_reports(write, tmp_path):
     _, other = read_study(write(seeds=[0], noise={"none": {}}), ["train.steps=3"])
     with pytest.raises(CheckpointError, match="another configuration"):
         run_cells(other, out, jobs=1, console=console)
+    # a version that did not have a setting yet has written the same run
+    saved = out / cells[0].folder / "config.yaml"
+    lines = [line for line in saved.read_text().splitlines() if "weight_decay" not in line]
+    saved.write_text("\n".join(lines))
+    run_cells(cells, out, jobs=1, console=console)
+    saved.write_text("unknown: 1\n")
+    with pytest.raises(CheckpointError, match="another configuration"):
+        run_cells(cells, out, jobs=1, console=console)
 
 
 def test_a_stopped_study_has_whole_seeds_and_reports_on_them(write, tmp_path, capsys):

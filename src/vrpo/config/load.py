@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,6 +87,15 @@ def load(schema: type[ConfigT], path: str | Path, overrides: list[str] | None = 
 def to_yaml(config: Strict) -> str:
     """The resolved configuration: every key, in the order of the schema."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def filled_in(schema: type[Strict], written: Mapping[str, Any]) -> dict[str, Any]:
+    """What `to_yaml` wrote, maybe in an earlier version: settings that it did not have yet are at their defaults. A configuration that
+    cannot be read any more comes back as it is."""
+    try:
+        return build(schema, dict(written)).model_dump(mode="json")
+    except ConfigError:
+        return dict(written)
 
 
 def _check_keys(value: object, path: tuple[str, ...], around: tuple[int, ...]) -> None:

@@ -8,11 +8,12 @@ from vrpo.study.config import Cell
 from vrpo.study.tables import Plain
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .25rem .7rem; text-align: right; white-space: pre-line }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+.wide { overflow-x: auto; margin: 1rem 0 }
+table { border-collapse: collapse; font-size: 14px } th, td { padding: .25rem .55rem; text-align: right; white-space: pre }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
 thead th { border-bottom: 2px solid #999 } tbody tr { border-bottom: 1px solid #ddd }
-caption { caption-side: bottom; text-align: left; color: #666; font-size: 13px; padding-top: .4rem }
+.caption { color: #666; font-size: 13px; max-width: 60rem }
 figure { margin: 1.5rem 0 } figure svg { max-width: 100%; height: auto } code { font-size: 13px }
 """
 
@@ -48,8 +49,8 @@ def _table(table: Plain) -> str:
     head = "".join(f"<th>{html.escape(x)}</th>" for x in table.headings)
     rows = "".join(f"<tr>{''.join(f'<td>{html.escape(x)}</td>' for x in row)}</tr>\n" for row in table.rows)
     return (
-        f"<h2>{html.escape(table.title)}</h2>\n<table><caption>{html.escape(table.caption)}</caption>"
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table>"
+        f"<h2>{html.escape(table.title)}</h2>\n<div class=wide><table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>\n"
+        f"<p class=caption>{html.escape(table.caption)}</p>"
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from vrpo.config import to_yaml
+from vrpo.config import Config, filled_in, read_yaml, to_yaml
 from vrpo.errors import CheckpointError, VrpoError
 from vrpo.study.config import Cell
 
@@ -126,7 +126,7 @@ def finished(cells: Sequence[Cell], out: Path) -> list[Cell]:
 
 def _finished(cell: Cell, folder: Path) -> bool:
     saved = folder / "config.yaml"
-    if saved.exists() and saved.read_text(encoding="utf-8") != to_yaml(cell.config):
+    if saved.exists() and filled_in(Config, read_yaml(saved)) != cell.config.model_dump(mode="json"):
         raise CheckpointError(
             f"{folder} holds a run with another configuration; remove it or choose another --out"
         )

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import yaml
 
-from vrpo.config import read_yaml
+from vrpo.config import Config, filled_in, read_yaml
 from vrpo.errors import CheckpointError
 from vrpo.train.files import append_line, finite, flush_file, read_lines, replace_file, storing
 from vrpo.train.lock import RunLock
@@ -96,7 +96,7 @@ class RunFolder:
         changes, now = [], environment()
         if resume:
             before = self._read_run()
-            changed = changed_settings(read_yaml(saved), yaml.safe_load(config_yaml))
+            changed = changed_settings(filled_in(Config, read_yaml(saved)), yaml.safe_load(config_yaml))
             differing = [name for name, digest in inputs.items() if before["inputs"].get(name) != digest]
             changes = check_changes(self.path, changed, differing, allow_changes=allow_changes)
             changes += [f"not exact to the bit: {x}" for x in not_exact_because(self._environment(), now)]
