@@ -60,7 +60,8 @@ WALL_CLOCK = ("time/", "tokens_per_second/", "memory/")
 
 def small(**changes) -> Config:
     data = merge(SMALL, changes)
-    if data.get("algorithm") == "grpo":
+    algorithm = data.get("algorithm")
+    if (algorithm["type"] if isinstance(algorithm, dict) else algorithm) == "grpo":
         data.pop("critic", None)
     return build(Config, data)
 
@@ -140,13 +141,14 @@ CASES = {
             "sibling_coverage": True,
             "lam_covered": 0.1,
             "sibling_correction": True,
+            "belief_coef": 0.1,
         },
         "critic": {"features": "belief"},
         "denoiser": {"learning_rate": 1e-3, "one_right": True},
     },
     "exact values": {"algorithm": {"type": "ppo", "lam": 0.5}, "critic": {"oracle": "answer"}},
-    "grpo with a denoiser of known rates": {
-        "algorithm": "grpo",
+    "grpo with a denoiser of known rates, its belief followed": {
+        "algorithm": {"type": "grpo", "belief_coef": 0.1},
         "denoiser": {"learning_rate": 1e-3, "false_positive": 0.3, "false_negative": 0.3},
     },
     "a judge that likes length, and a denoiser for real-valued rewards": {
