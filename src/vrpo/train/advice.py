@@ -68,7 +68,8 @@ def _biases(found: Diagnosis) -> list[str]:
     lines = []
     if found.repeat_share is not None and found.repeat_share > UNSTEADY:
         together = (
-            "; where one response to a prompt is right, `denoiser: {one_right: true}` hears the verdicts on all of them together"
+            "; where one response to a prompt is right, `denoiser: {one_right: true, replay: 3}` hears the verdicts on all of them "
+            "together, and `algorithm.belief_coef: 0.3` tells the policy what it has learned"
             if found.binary
             else ""
         )
