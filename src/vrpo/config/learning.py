@@ -235,7 +235,8 @@ class DenoiserConfig(Strict):
     for a judge that likes long answers, or short ones. `tokens`: that, and which tokens occur, for a judge that likes words."""
     one_right: bool = False
     """Judge the responses to a prompt together: verdicts on equal ones add up, and of different ones at most one is right
-    (`functional.joint_posterior_rewards`), in what it learns from too (`functional.joint_verdict_nll`). For tasks with one right response, and errors that are drawn anew for every response."""
+    (`functional.joint_posterior_rewards`, and `functional.joint_verdict_nll` to learn from). For tasks with one right response, and errors
+    that are drawn anew for every response."""
     false_positive: UnitInterval | None = None
     """rho+ = P(seen 1 | clean 0), if you know it. null: learned with the model."""
     false_negative: UnitInterval | None = None

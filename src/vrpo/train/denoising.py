@@ -1,7 +1,8 @@
 """The terminal denoiser: what the verdict on a response most likely was before the noise.
 
     q(x, y)   = prod_t p_v(y_t | x, y_<t)                        belief: a second language model's likelihood of the response
-    P(seen)   = q P(seen | clean 1) + (1 - q) P(seen | clean 0)  what it is trained on, with the channel (`verdict_nll`)
+    P(seen)   = q P(seen | clean 1) + (1 - q) P(seen | clean 0)  what it is trained on, with the channel (`verdict_nll`;
+                                                                 with `one_right` of all verdicts on a prompt)
     denoised  = low + (high - low) P(clean = 1 | seen, q)        what the policy learns from, in the seen reward's units
 
 The channel (`train.channels`) says how a clean verdict becomes a seen reward; low and high are its mean rewards of wrong and
