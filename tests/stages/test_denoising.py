@@ -265,8 +265,8 @@ def test_real_valued_rewards_and_what_rides_on_them(make_policy):
     seen = 5.0 + 2.0 * (batch.scores + noise)  # any scale
     right = batch.scores > 0.5
     batch = batch.with_(input_ids=ids, scores=seen, clean_scores=batch.scores)
+    denoise(denoiser, batch)  # starts the channel
     for _ in range(400):
-        denoise(denoiser, batch)
         denoiser.optimizer.zero_grad()
         denoiser.loss(batch, responses=200)[0].backward()
         denoiser.optimizer.step()
