@@ -86,11 +86,15 @@ def eval_command(
     checkpoint: Annotated[
         int | None, typer.Option(metavar="STEP", help="Checkpoint of a RUN. Default: the newest.")
     ] = None,
+    denoiser: Annotated[
+        bool, typer.Option("--denoiser", help="Of a RUN the denoiser's model, sampled as a policy.")
+    ] = False,
 ) -> None:
     """Clean accuracy of a checkpoint or model on held-out prompts."""
     from vrpo.train.evaluation import open_target
 
-    result = open_target(target, config_path=config, overrides=set_ or [], step=checkpoint).evaluate()
+    opened = open_target(target, config_path=config, overrides=set_ or [], step=checkpoint, denoiser=denoiser)
+    result = opened.evaluate()
     table = Table("model", "prompts", "greedy", "sampled", "entropy", "missing")
     accuracies = (f"{number:.3f}" for number in (result.greedy, result.sampled, result.entropy))
     table.add_row(target, str(result.prompts), *accuracies, str(result.missing))

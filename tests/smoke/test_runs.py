@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -386,6 +387,26 @@ def test_what_the_judge_pays_for_is_printed(capsys, tmp_path, recipe):
     assert status == 0 and "besides the verdict the judge pays" in text and "for tokens that occur: '" in text
 
 
+def test_eval_of_the_denoisers_model(capsys, tmp_path, recipe):
+    """One that has learned nothing is the initial model, whatever became of the policy."""
+    out = str(tmp_path / "run")
+    rates = ("--set", "denoiser={learning_rate: 1.0e-12}", "--set", "train.learning_rate=0.1")
+    assert cli(capsys, "train", str(recipe), *rates, "--out", out)[0] == 0
+
+    def numbers(*arguments):
+        status, text, _ = cli(capsys, "eval", *arguments)
+        assert status == 0
+        return re.findall(r"\.\d{3}", text)
+
+    initial = numbers("vrpo:tiny", "--config", str(recipe))
+    assert numbers(out, "--denoiser") == initial != numbers(out)
+
+    without = str(tmp_path / "without")
+    assert cli(capsys, "train", str(recipe), "--set", "denoiser=null", "--out", without)[0] == 0
+    status, _, error = cli(capsys, "eval", without, "--denoiser")
+    assert status == 2 and "has no denoiser" in error
+
+
 def test_the_commands(capsys, tmp_path, recipe):
     out = str(tmp_path / "run")
     status, text, _ = cli(capsys, "train", str(recipe), "--out", out)
@@ -440,6 +461,7 @@ def test_the_commands(capsys, tmp_path, recipe):
             ["none.jsonl"],
         ),
         (["eval", "nowhere"], ["nowhere", "--config"]),
+        (["eval", "vrpo:tiny", "--config", "{recipe}", "--denoiser"], ["--denoiser needs a run folder"]),
         (["explain", "algorithm.lamb"], ["algorithm.lamb", "'algorithm.lam'"]),
     ],
 )

@@ -247,6 +247,8 @@ class DenoiserConfig(Strict):
     """Past responses it learns from in a step, as a multiple of the step's own."""
     capacity: int = Field(16_384, ge=1)
     """Past responses that are kept, the newest."""
+    minibatch: int | None = Field(None, ge=1)
+    """Responses, earlier ones among them, of one of its optimizer steps: the more, the less a noisy reward moves it. null: train.minibatch."""
 
     @model_validator(mode="after")
     def _verdicts_have_no_slope(self) -> "DenoiserConfig":

@@ -12,6 +12,7 @@ from vrpo.rewards import RewardPipeline, build_rewards
 from vrpo.rollout import TorchEngine
 from vrpo.tasks import Task, build_task
 from vrpo.train import checkpoint
+from vrpo.train.denoising import MODEL
 from vrpo.train.evaluate import evaluate
 from vrpo.train.fit import check_fit
 from vrpo.types import EvalResult
@@ -50,7 +51,12 @@ class Target:
 
 
 def open_target(
-    target: str, *, config_path: Path | None = None, overrides: Sequence[str] = (), step: int | None = None
+    target: str,
+    *,
+    config_path: Path | None = None,
+    overrides: Sequence[str] = (),
+    step: int | None = None,
+    denoiser: bool = False,
 ) -> Target:
     """A run folder's checkpoint, or a model folder or hub name, ready to be evaluated.
 
@@ -59,10 +65,11 @@ def open_target(
         config_path: task, rewards and rollout settings; needed for a model, replaces a run's own.
         overrides: `"a.b=value"` settings on top.
         step: checkpoint of a run; None is the newest.
+        denoiser: the model of a run's denoiser instead of its policy.
 
     Raises:
-        ConfigError: a model without a configuration, or a configuration without a task or reward.
-        CheckpointError: the run has no such checkpoint, or it is damaged.
+        ConfigError: a model without a configuration, or a configuration without a task or reward; a denoiser is asked of a model.
+        CheckpointError: the run has no such checkpoint, it is damaged, or it has no denoiser.
     """
     folder = Path(target)
     is_run = (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
@@ -70,6 +77,8 @@ def open_target(
         raise ConfigError(
             f"--checkpoint {step} needs a run folder, {target!r} is none; leave it out for a model"
         )
+    if not is_run and denoiser:
+        raise ConfigError(f"--denoiser needs a run folder, {target!r} is none; leave it out for a model")
     if config_path is None and not is_run:
         raise ConfigError(
             f"{target!r} is no run folder; add --config CONFIG to say which task to evaluate the model on"
@@ -80,7 +89,7 @@ def open_target(
         raise ConfigError(
             "the configuration names no model, task or reward function (a run started from Python?); give --config CONFIG"
         )
-    path = str(_checkpoint_of(folder, step) / "policy") if is_run else target
+    path = str(_model_in(_checkpoint_of(folder, step), denoiser=denoiser)) if is_run else target
     settings = config.model.model_copy(update={"path": path})
     tokenizer, policy = load_tokenizer(settings), load_policy(settings)
     task = build_task(config.task, tokenizer)
@@ -102,3 +111,11 @@ def _checkpoint_of(folder: Path, step: int | None) -> Path:
     path = folder / "checkpoints" / f"step-{step if step is not None else available[-1]}"
     checkpoint.verify(path)
     return path
+
+
+def _model_in(path: Path, *, denoiser: bool) -> Path:
+    """The policy in a checkpoint, or the denoiser's model."""
+    model = path / checkpoint.DENOISER / MODEL if denoiser else path / "policy"
+    if not model.is_dir():
+        raise CheckpointError(f"{path} has no denoiser, the run trained without one; leave out --denoiser")
+    return model

@@ -67,7 +67,7 @@ def update_denoiser(
         denoiser.lesson(prepared.batch, step=step),
         loss,
         epochs=1,
-        minibatch=train.minibatch,
+        minibatch=denoiser.config.minibatch or train.minibatch,
         split=replace(run.splitter, whole_prompts=denoiser.config.one_right),
         max_grad_norm=train.max_grad_norm,
         seed=train.seed,
