@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from vrpo.config import Config, SftConfig, apply_overrides, build, load, read_yaml, to_yaml
 from vrpo.config.describe import all_keys, config_page
-from vrpo.config.learning import CriticConfig, GrpoConfig, ScalarHead
+from vrpo.config.learning import CriticConfig, DenoiserConfig, GrpoConfig, ScalarHead
+from vrpo.config.run import TrainConfig
 from vrpo.errors import ConfigError
 from vrpo.study.config import read_study
+from vrpo.train.batch_plan import batch_plan
 from vrpo.train.catalogue import catalogue_page
 
 ROOT = Path(__file__).parent.parent
@@ -88,6 +90,20 @@ def test_a_mistake_is_one_line_with_value_and_fix(changes, parts):
     text = message(changes)
     for part in parts:
         assert part in text
+
+
+def test_the_batch_plan_counts_every_networks_steps():
+    plan = "\n".join(
+        batch_plan(
+            Config(
+                denoiser=DenoiserConfig(replay=3, minibatch=512),
+                train=TrainConfig(microbatch=256, epochs=2),
+                critic=CriticConfig(epochs=1),
+            )
+        )
+    )
+    assert "4 minibatches of 64 -> 1 microbatches of 64\n" in plan
+    assert "-> 8 policy + 4 critic + 2 denoiser optimizer steps a step" in plan
 
 
 def test_presets_sit_under_what_the_user_wrote():

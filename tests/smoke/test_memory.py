@@ -136,5 +136,12 @@ def test_what_is_counted_by_hand():
     assert planned(algorithm="vrpo").lasting["frozen language-model head"] == 800
     # keys and values of 4 layers, 5 numbers each, 256 rows of 72 tokens
     assert planned(algorithm="vrpo").sampling["KV cache"] == 2 * 4 * 4 * 5 * 256 * 72
+    # a pass learns from a minibatch at most, but the denoiser's may be larger
+    activations = "activations of a microbatch"
+    assert (small := planned(train={"microbatch": 64}).learning) == planned(
+        train={"microbatch": 256}
+    ).learning
+    denoiser = planned(train={"microbatch": 256}, denoiser={"minibatch": 1024}).learning
+    assert denoiser[activations] == pytest.approx(4 * small[activations])
     # one network is updated at a time
     assert planned(algorithm="ppo").learning["gradients"] == 4000

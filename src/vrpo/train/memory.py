@@ -98,9 +98,10 @@ def memory_plan(config: Config, shape: ModelShape, *, prompt_tokens: int) -> Mem
 
 
 def _microbatch(config: Config, prompt_tokens: int) -> tuple[int, int]:
-    """Tokens a pass reads, and how many of them are of responses."""
+    """Tokens a pass with gradients reads, and how many of them are of responses."""
     train, new = config.train, config.rollout.max_completion_length
-    rows = train.microbatch
+    largest = max(train.minibatch, 0 if config.denoiser is None else config.denoiser.minibatch or 0)
+    rows = min(train.microbatch, largest)
     prompts = -(-rows // config.rollout.num_generations)
     tokens = prompts * prompt_tokens + rows * new
     if train.activation_checkpointing:
