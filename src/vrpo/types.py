@@ -274,6 +274,8 @@ class EvalResult:
     samples: int
     missing: int
     """Completions whose clean reward was missing; they are left out of both means."""
+    denoiser_greedy: float | None = None
+    """As `greedy`, of the denoiser's model sampled as a policy; None without a denoiser."""
     completions: tuple[ScoredRollout, ...] = field(default=(), repr=False)
 
 

@@ -400,6 +400,9 @@ def test_eval_of_the_denoisers_model(capsys, tmp_path, recipe):
 
     initial = numbers("vrpo:tiny", "--config", str(recipe))
     assert numbers(out, "--denoiser") == initial != numbers(out)
+    records = list(map(json.loads, (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()))
+    assert [f"{record['denoiser_greedy']:.3f}"[1:] for record in records] == initial[:1] * 2
+    assert records[0]["clean_greedy"] == records[0]["denoiser_greedy"] != records[1]["clean_greedy"]
 
     without = str(tmp_path / "without")
     assert cli(capsys, "train", str(recipe), "--set", "denoiser=null", "--out", without)[0] == 0

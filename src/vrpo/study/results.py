@@ -66,6 +66,7 @@ def cell_numbers(folder: Path) -> Numbers:
         "final_greedy": accuracy["final"]["greedy"],
         "final_sampled": accuracy["final"]["sampled"],
         "best_greedy": accuracy["best"]["greedy"],
+        "final_denoiser": accuracy["final"].get("denoiser_greedy"),  # an earlier version did not ask
         "area": area_under_curve(RunFolder(folder).read_evaluations()),
         **{
             name: summary[name]

@@ -23,6 +23,7 @@ COLUMNS = {
     "EV": "explained_var",
     "EV clean": "explained_var_clean",
     "denoised": "denoised_accuracy",
+    "belief": "final_denoiser",
     "s/step": "seconds_per_step",
 }
 """Table heading -> number of a cell."""
@@ -31,13 +32,13 @@ ON_A_TERMINAL = ("before", "final", "sampled", "seen", "clean", "length", "entro
 """Headings that fit beside a name in 100 columns; the page shows all. Sampled accuracy is not read without the entropy: a
 sharper policy has more of it without knowing more."""
 
-WITH_INTERVAL = ("final_greedy", "final_sampled", "best_greedy", "area")
+WITH_INTERVAL = ("final_greedy", "final_sampled", "best_greedy", "area", "final_denoiser")
 CAPTION = (
     "Interquartile mean over seeds, under accuracies its 95 % bootstrap interval. before, final, best: held-out clean accuracy, "
     "greedy; sampled: the final one at the training temperature; area: mean of the greedy one over the steps. seen, clean: mean "
     "reward of the last training samples with and without noise. length: tokens a response; entropy: nats a token, of those "
     "samples. KL: nats a response from the initial model, where it is computed. EV: explained variance of the critic "
-    "before its update. denoised: share of training samples whose clean verdict the denoised reward gets right."
+    "before its update. denoised: share of training samples whose clean verdict the denoised reward gets right. belief: final accuracy of the denoiser's model as a policy, greedy."
 )
 
 

@@ -18,8 +18,9 @@ def evaluate(
     samples: int,
     step: int,
     policy_version: int,
+    believer: Engine | None = None,
 ) -> EvalResult:
-    """One greedy and `samples` sampled completions per prompt, judged without noise.
+    """One greedy and `samples` sampled completions per prompt, judged without noise; greedy ones of the denoiser's model, if `believer` samples it.
 
     Sampling uses its own random streams, named after the evaluation prompt and not the step, so that two
     evaluations differ by the weights alone.
@@ -27,16 +28,20 @@ def evaluate(
     Raises:
         RewardError: no completion at all got a clean reward.
     """
-    greedy = rewards.score_clean(
-        engine.generate(
-            prompts,
-            num_generations=1,
-            step=0,
-            policy_version=policy_version,
-            greedy=True,
-            stream="eval-greedy",
+
+    def greedy_by(engine: Engine) -> list[ScoredRollout]:
+        return rewards.score_clean(
+            engine.generate(
+                prompts,
+                num_generations=1,
+                step=0,
+                policy_version=policy_version,
+                greedy=True,
+                stream="eval-greedy",
+            )
         )
-    )
+
+    greedy = greedy_by(engine)
     sampled = rewards.score_clean(
         engine.generate(
             prompts,
@@ -54,6 +59,7 @@ def evaluate(
         prompts=len(prompts),
         samples=samples,
         missing=sum(s.clean_reward is None for s in (*greedy, *sampled)),
+        denoiser_greedy=None if believer is None else _mean_reward(greedy_by(believer), step),
         completions=tuple(greedy),
     )
 

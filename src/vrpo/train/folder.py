@@ -140,6 +140,8 @@ class RunFolder:
             "samples": result.samples,
             "missing": result.missing,
         }
+        if result.denoiser_greedy is not None:
+            record["denoiser_greedy"] = result.denoiser_greedy
         append_line(self.evaluations, record)
 
     def append_warning(self, step: int, kind: str, message: str) -> None:

@@ -94,9 +94,10 @@ class Terminal:
         """Show the clean accuracy beside the bar from here on."""
         self._clean = f"  clean {result.greedy:.3f} at step {step}"
         if self._progress is None:
-            self.console.print(
-                f"{self._name} step {step}  clean accuracy: greedy {result.greedy:.3f}, sampled {result.sampled:.3f}"
-            )
+            line = f"{self._name} step {step}  clean accuracy: greedy {result.greedy:.3f}, sampled {result.sampled:.3f}"
+            if result.denoiser_greedy is not None:
+                line += f"; denoiser's model {result.denoiser_greedy:.3f}"
+            self.console.print(line)
 
     def warning(self, step: int, message: str) -> None:
         """Print it above the bar."""

@@ -48,6 +48,8 @@ class Run:
     learner: Learner
     device: torch.device
     pad_id: int
+    believer: Engine | None = None
+    """Samples the denoiser's model in evaluations; None without one."""
     changes: Sequence[str] = ()
     """What is otherwise than when the run was started, a line each."""
     paused: Prepared | None = None
@@ -103,6 +105,7 @@ class Run:
             samples=self.config.train.eval_samples,
             step=self.learner.step,
             policy_version=self.learner.policy_version,
+            believer=self.believer,
         )
 
     def learning_rates(self) -> Metrics:
@@ -226,6 +229,7 @@ def _build(
         learner=learner,
         device=policy.device,
         pad_id=int(policy.tokenizer.pad_token_id),
+        believer=None if denoiser is None else _engine_of(denoiser, config),
         changes=changes,
     )
     if resume is not None:
@@ -288,6 +292,12 @@ def _build_denoiser(config: Config, policy: Policy) -> Denoiser | None:
     if config.denoiser is None:
         return None
     return Denoiser(config.denoiser, policy, weight_decay=config.train.weight_decay, seed=config.train.seed)
+
+
+def _engine_of(denoiser: Denoiser, config: Config) -> Engine:
+    """What samples its model, now and then: graphs of it would take memory and not pay."""
+    rollout = config.rollout.model_copy(update={"cuda_graphs": False})
+    return TorchEngine(denoiser.model, denoiser.model.tokenizer, rollout, seed=config.train.seed)
 
 
 def _go_on(run: Run, resume: Resume) -> None:
