@@ -18,10 +18,11 @@ from vrpo.config import Config, build, load
 from vrpo.config.presets import merge
 from vrpo.errors import CheckpointError, ConfigError, RewardError, VrpoError
 from vrpo.models.backbone import recomputes
-from vrpo.train import checkpoint
+from vrpo.train import checkpoint, learning
 from vrpo.train.catalogue import explain_metric
 from vrpo.train.progress import Quiet
 from vrpo.train.run import build_run, load_ingredients
+from vrpo.train.update import update
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -379,6 +380,23 @@ def recipe(tmp_path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(merge(SMALL, {"train": {"steps": 2, "eval_every": 0}})))
     return path
+
+
+def test_the_denoisers_minibatch_is_its_own(tmp_path, monkeypatch):
+    """As many optimizer steps as it says, over fresh and replayed responses."""
+    steps = {}
+
+    def counted(*args, **settings):
+        stats = update(*args, **settings)
+        steps.setdefault(settings["labels"][0], []).append(stats.minibatches)
+        return stats
+
+    monkeypatch.setattr(learning, "update", counted)
+    per_step = SMALL["train"]["completions_per_step"]
+    run(small(algorithm="grpo", denoiser={"replay": 1, "minibatch": per_step}), tmp_path / "run")
+    total = SMALL["train"]["steps"]
+    assert steps["denoiser"] == [1] + [2] * (total - 1)  # the first step has no past
+    assert steps["policy"] == [per_step // SMALL["train"]["minibatch"]] * total
 
 
 def test_what_the_judge_pays_for_is_printed(capsys, tmp_path, recipe):

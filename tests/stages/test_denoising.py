@@ -1,7 +1,6 @@
 """The terminal denoiser: what it believes, what it learns from, and that it comes back from a checkpoint."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,15 +9,12 @@ from tests.batches import make_batch
 from vrpo.algorithms import Grpo, Ppo
 from vrpo.algorithms.critic_objective import CriticState
 from vrpo.config.learning import DenoiserConfig, GrpoConfig, PpoConfig
-from vrpo.config.run import TrainConfig
 from vrpo.errors import RewardError
 from vrpo.functional import posterior_rewards, verdict_nll
 from vrpo.train.channels import GaussianChannel
 from vrpo.train.denoising import CHANNEL_LEARNING_RATE, Denoiser
-from vrpo.train.learning import update_denoiser
 from vrpo.train.microbatches import Splitter
 from vrpo.train.nuisance import TokenSlopes
-from vrpo.train.update import UpdateStats
 from vrpo.train.values import evaluate_batch
 from vrpo.types import join
 
@@ -219,17 +215,6 @@ def test_replay_brings_back_whole_prompts_of_the_past(make_policy):
     for seed in (3, 4):
         denoiser.remember(make_batch(seed=seed))
     assert len(denoiser.past) == 8 and len(denoiser.lesson(second, step=3)) == 8
-
-
-@pytest.mark.parametrize(("minibatch", "steps"), [(None, 4), (4, 2), (100, 1)])
-def test_its_minibatch_is_its_own(make_policy, minibatch, steps):
-    """Four responses and four of the past, where the policy's minibatch is two."""
-    _, denoiser = build(make_policy, **KNOWN, replay=1, minibatch=minibatch)
-    denoiser.remember(make_batch(seed=1))
-    run = SimpleNamespace(config=SimpleNamespace(train=TrainConfig(minibatch=2)), splitter=SPLIT)
-    prepared = SimpleNamespace(batch=make_batch(seed=2), step=2, denoiser=UpdateStats())
-    update_denoiser(run, denoiser, prepared, pause=lambda: False)
-    assert len(prepared.denoiser.grad_norms) == steps
 
 
 def test_join_pads_and_keeps_what_was_sampled():
