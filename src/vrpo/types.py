@@ -273,9 +273,9 @@ class EvalResult:
     prompts: int
     samples: int
     missing: int
-    """Completions whose clean reward was missing; they are left out of both means."""
+    """Completions whose clean reward was missing, the denoiser's among them; they are left out of every mean."""
     denoiser_greedy: float | None = None
-    """As `greedy`, of the denoiser's model sampled as a policy; None without a denoiser."""
+    """As `greedy`, of the denoiser's model sampled as a policy; None without a denoiser, or if none of its completions has a clean reward."""
     completions: tuple[ScoredRollout, ...] = field(default=(), repr=False)
 
 

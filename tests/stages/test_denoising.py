@@ -337,6 +337,18 @@ def test_a_judges_liking_for_a_word_is_told_apart_from_its_verdicts():
     assert [token for token, _ in channel.pays_for(with_7, 1)] == [7]
 
 
+def test_tokens_that_read_the_same_are_all_named(make_policy, monkeypatch):
+    _, denoiser = build(make_policy, channel="gaussian", nuisance="tokens")
+    batch = make_batch(lengths=(2, 2, 2, 2))
+    batch.input_ids[:, 2:] = torch.tensor([[7, 8], [7, 9], [8, 9], [9, 9]])
+    denoiser.remember(batch)
+    with torch.no_grad():
+        denoiser.channel.tokens.slopes[7], denoiser.channel.tokens.slopes[8] = 0.5, 0.25
+    monkeypatch.setattr(denoiser.model.tokenizer, "decode", lambda ids: "\N{REPLACEMENT CHARACTER}")
+    pays = denoiser.judge_pays_for(2)["occurring"]
+    assert pays == {"\N{REPLACEMENT CHARACTER}": 0.5, "\N{REPLACEMENT CHARACTER} (token 8)": 0.25}
+
+
 def test_a_token_counts_once_and_prompts_padding_and_missing_samples_never():
     batch = make_batch(lengths=(4, 1, 2, 2), vocabulary=12)
     ids = batch.input_ids.clone()

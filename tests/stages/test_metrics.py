@@ -9,6 +9,7 @@ import torch
 
 from tests.batches import make_batch
 from vrpo.config.rewards import RewardsConfig
+from vrpo.errors import RewardError
 from vrpo.rewards import build_rewards
 from vrpo.train.evaluate import evaluate
 from vrpo.train.metrics import critic_metrics, policy_metrics, reward_metrics, rollout_metrics
@@ -56,6 +57,25 @@ def test_evaluation_never_sees_the_noise():
     result = evaluate(Scripted(), inverted(), prompts, samples=3, step=0, policy_version=0)
     assert (result.greedy, result.sampled, result.prompts, result.samples) == (1.0, 0.25, 4, 3)
     assert result.entropy == 0.5  # nats a token: two of -0.5 in every response
+
+
+def test_missing_rewards_of_the_denoisers_model_are_counted_and_end_nothing():
+    class Mute(Scripted):
+        def generate(self, prompts, **settings):
+            return [replace(r, completion="") for r in super().generate(prompts, **settings)]
+
+    def judge(prompts, completions, **columns):
+        return [float(c == "46") if c else None for c in completions]
+
+    prompts = [rollout(i, "").prompt for i in range(4)]
+    rewards = build_rewards(RewardsConfig(), seed=0, extra_functions=[judge])
+    settings = {"samples": 3, "step": 0, "policy_version": 0}
+    result = evaluate(Scripted(), rewards, prompts, **settings, believer=Scripted())
+    assert (result.denoiser_greedy, result.missing) == (1.0, 0)
+    result = evaluate(Scripted(), rewards, prompts, **settings, believer=Mute())
+    assert (result.greedy, result.denoiser_greedy, result.missing) == (1.0, None, 4)
+    with pytest.raises(RewardError, match="no completion of the evaluation at step 0 has a clean reward"):
+        evaluate(Mute(), rewards, prompts, **settings)
 
 
 def noisy_batch():

@@ -171,11 +171,12 @@ class Denoiser:
         if isinstance(self.channel, FlipChannel) or self.channel.nuisance == "none" or self.past is None:
             return {}
         past = to_device(self.past, self.model.device)
-        dearest = self.channel.pays_for(past, count)
-        return {
-            "a_token_more": float(self.channel.per_token().detach()),
-            "occurring": {self.model.tokenizer.decode([token]): slope for token, slope in dearest},
-        }
+        occurring: dict[str, float] = {}
+        for token, slope in self.channel.pays_for(past, count):
+            text = self.model.tokenizer.decode([token])
+            # bytes that are no character by themselves all read the same
+            occurring[f"{text} (token {token})" if text in occurring else text] = slope
+        return {"a_token_more": float(self.channel.per_token().detach()), "occurring": occurring}
 
     def save(self, folder: Path) -> None:
         """Everything that learning changes."""

@@ -26,7 +26,7 @@ def evaluate(
     evaluations differ by the weights alone.
 
     Raises:
-        RewardError: no completion at all got a clean reward.
+        RewardError: no greedy or no sampled completion of the policy got a clean reward.
     """
 
     def greedy_by(engine: Engine) -> list[ScoredRollout]:
@@ -52,14 +52,15 @@ def evaluate(
             stream="eval-sample",
         )
     )
+    believed = [] if believer is None else greedy_by(believer)
     return EvalResult(
-        greedy=_mean_reward(greedy, step),
-        sampled=_mean_reward(sampled, step),
+        greedy=_accuracy(greedy, step),
+        sampled=_accuracy(sampled, step),
         entropy=_entropy(sampled),
         prompts=len(prompts),
         samples=samples,
-        missing=sum(s.clean_reward is None for s in (*greedy, *sampled)),
-        denoiser_greedy=None if believer is None else _mean_reward(greedy_by(believer), step),
+        missing=sum(s.clean_reward is None for s in (*greedy, *sampled, *believed)),
+        denoiser_greedy=_mean_reward(believed),  # only looked at: where it has none, the run goes on
         completions=tuple(greedy),
     )
 
@@ -71,10 +72,16 @@ def _entropy(scored: Sequence[ScoredRollout]) -> float:
     return nats / sum(r.num_actions for r in rollouts)
 
 
-def _mean_reward(scored: Sequence[ScoredRollout], step: int) -> float:
-    known = [s.clean_reward for s in scored if s.clean_reward is not None]
-    if not known:
+def _accuracy(scored: Sequence[ScoredRollout], step: int) -> float:
+    mean = _mean_reward(scored)
+    if mean is None:
         raise RewardError(
             f"no completion of the evaluation at step {step} has a clean reward; check the reward functions on held-out rows"
         )
-    return sum(known) / len(known)
+    return mean
+
+
+def _mean_reward(scored: Sequence[ScoredRollout]) -> float | None:
+    """Over the completions whose clean reward is not missing; None without any."""
+    known = [s.clean_reward for s in scored if s.clean_reward is not None]
+    return sum(known) / len(known) if known else None
