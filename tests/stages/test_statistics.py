@@ -82,8 +82,12 @@ def test_shares_kept_are_of_methods_that_both_records_have(tmp_path, capsys):
         }
 
     noisy = [row("VRPO", [1, 2], 0.5, 0.6), row("GRPO with denoiser", [1, 2], 0.5, 0.6)]
+    noisy += [row("VRPO", [1, 2], 0.45, 0.5) | {"noise": "more"}]
     clean = [row("VRPO", [1, 2], 0.6, 0.8), row("VRPO", [3], 0.0) | {"noise": "another"}]
     for name, rows in (("noisy", noisy), ("clean", clean)):
         (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows}))
     main(tmp_path / "noisy.json", tmp_path / "clean.json")
-    assert capsys.readouterr().out == "VRPO: 50% (50%-50%) of the gain with clean rewards kept\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "any, VRPO: 50% (50%-50%) of the gain with clean rewards kept",
+        "more, VRPO: 25% (25%-25%) of the gain with clean rewards kept",
+    ]

@@ -13,8 +13,10 @@ from typing import Any
 from vrpo.study.statistics import Estimate, share_kept
 
 
-def shares(noisy: Sequence[Mapping[str, Any]], clean: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
-    """Method -> share of its gain in greedy accuracy that it keeps.
+def shares(
+    noisy: Sequence[Mapping[str, Any]], clean: Sequence[Mapping[str, Any]]
+) -> dict[tuple[str, str], Estimate]:
+    """Noise kind and method -> share of its gain in greedy accuracy that it keeps.
 
     Args:
         noisy: the rows of a record.
@@ -22,7 +24,7 @@ def shares(noisy: Sequence[Mapping[str, Any]], clean: Sequence[Mapping[str, Any]
     """
     of_clean = {row["method"]: row for row in clean}
     return {
-        row["method"]: share_kept(
+        (row["noise"], row["method"]): share_kept(
             row["final_greedy_by_seed"],
             of_clean[row["method"]]["final_greedy_by_seed"],
             before=row["first_greedy"]["value"],
@@ -34,13 +36,13 @@ def shares(noisy: Sequence[Mapping[str, Any]], clean: Sequence[Mapping[str, Any]
 
 
 def main(noisy: Path, clean: Path) -> None:
-    """Print a line for every method that both records have."""
+    """Print a line for every noise kind and method whose method both records have."""
     rows = [json.loads(path.read_text(encoding="utf-8"))["rows"] for path in (noisy, clean)]
-    for method, kept in shares(
+    for (noise, method), kept in shares(
         rows[0], [row for row in rows[1] if row["noise"] == rows[1][0]["noise"]]
     ).items():
         interval = "" if kept.low is None or kept.high is None else f" ({kept.low:.0%}-{kept.high:.0%})"
-        print(f"{method}: {kept.value:.0%}{interval} of the gain with clean rewards kept")
+        print(f"{noise}, {method}: {kept.value:.0%}{interval} of the gain with clean rewards kept")
 
 
 if __name__ == "__main__":
