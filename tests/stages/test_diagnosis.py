@@ -83,9 +83,12 @@ def test_length_and_keywords_that_pay_are_named():
     found = diagnose(sample(change=longer))
     assert found.length_correlation > 0.5 and not found.binary and found.informativeness is None
     assert any("longer completions" in line for line in advise(found))
+    assert sum("the same denoiser, told more" in line for line in advise(found)) == 1
     found = diagnose(sample(change=phrase))
     assert {word for word, _ in found.keywords} == {"certain", "guess"}
     assert sum("nuisance: tokens" in line for line in advise(found)) == 2
+    assert sum("the same denoiser, told more" in line for line in advise(found)) == 1
+    assert not any("told more" in line for line in advise(diagnose(sample())))
     assert (
         diagnose(sample(false_positive=0.3)).keywords == ()
         and abs(diagnose(sample()).length_correlation) < 0.1

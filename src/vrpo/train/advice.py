@@ -7,6 +7,11 @@ LITTLE_NOISE = 0.9
 MANY_TIES, MUCH_MISSING, UNSTEADY = 0.5, 0.05, 0.02
 LENGTH_MATTERS = 0.3
 """Spearman correlation within prompts from which on length pays."""
+TOGETHER = (
+    "where one response to a prompt is right, `denoiser: {one_right: true, replay: 3}` hears the verdicts on all of them together, "
+    "and `algorithm.belief_coef: 0.3` with `train.epochs: 2` tells the policy what it has learned"
+)
+"""Better than the denoiser alone in all our studies, where errors average out and where they lean (docs/results.md)."""
 MIXED_WANTED, GENERATIONS = 0.8, (2, 4, 8, 16, 32, 64)
 
 
@@ -67,20 +72,16 @@ def _noise(found: Diagnosis) -> list[str]:
 def _biases(found: Diagnosis) -> list[str]:
     lines = []
     if found.repeat_share is not None and found.repeat_share > UNSTEADY:
-        together = (
-            "; where one response to a prompt is right, `denoiser: {one_right: true, replay: 3}` hears the verdicts on all of them "
-            "together, and `algorithm.belief_coef: 0.3` tells the policy what it has learned"
-            if found.binary
-            else ""
-        )
+        together = f"; {TOGETHER}" if found.binary else ""
         lines.append(
             f"the same completion gets different rewards in {found.repeat_share:.0%} of cases ({found.repeat_variance:.0%} of the "
             f"variance): averaging k scorings divides that part by k{together}"
         )
-    if found.length_correlation is not None and abs(found.length_correlation) > LENGTH_MATTERS:
-        kind = "longer" if found.length_correlation > 0 else "shorter"
+    by_length = found.length_correlation or 0.0
+    if abs(by_length) > LENGTH_MATTERS:
+        kind = "longer" if by_length > 0 else "shorter"
         lines.append(
-            f"{kind} completions of a prompt are paid more (rank correlation {found.length_correlation:+.2f}): unless that is wanted, "
+            f"{kind} completions of a prompt are paid more (rank correlation {by_length:+.2f}): unless that is wanted, "
             "use `denoiser: {channel: gaussian, nuisance: length}` (short answers) or algorithm.kl_coef above 0, and watch completions/mean_length"
         )
     for word, difference in found.keywords:
@@ -88,6 +89,8 @@ def _biases(found: Diagnosis) -> list[str]:
             f"completions with {word!r} are paid {difference:+.2f}: look whether they deserve it; if not, "
             "use `denoiser: {channel: gaussian, nuisance: tokens}` (short answers)"
         )
+    if abs(by_length) > LENGTH_MATTERS or found.keywords:
+        lines.append(f"the same denoiser, told more: {TOGETHER}")
     for names, correlation in found.disagreement.items():
         if correlation < LENGTH_MATTERS:
             lines.append(
