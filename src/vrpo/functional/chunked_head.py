@@ -11,13 +11,16 @@ from torch import Tensor
 
 from vrpo.functional.fused import fused
 
-CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
-"""Logits of a chunk, by device: 128 MiB in fp32, and 512 MiB where few rows would leave the device idle."""
+CHUNK_LOGITS = {"cpu": 2**19, "cuda": 2**27}
+"""Logits of a chunk, by device: 2 MiB in fp32, which stays in the cache while it is reduced and is taken from the allocator
+without new pages, and 512 MiB where few rows would leave the device idle."""
+FEWEST_ROWS = 128
+"""Of a chunk: fewer, and reading the head's weight again for each costs more than the cache saves."""
 
 
 def rows_of_a_chunk(vocabulary: int, device: str = "cpu") -> int:
-    """Rows whose logits make at most CHUNK_LOGITS numbers, but no fewer than the 64 a matrix product needs to be fast."""
-    return max(CHUNK_LOGITS.get(device, CHUNK_LOGITS["cpu"]) // vocabulary, 64)
+    """Rows whose logits make at most CHUNK_LOGITS numbers, but no fewer than FEWEST_ROWS."""
+    return max(CHUNK_LOGITS.get(device, CHUNK_LOGITS["cpu"]) // vocabulary, FEWEST_ROWS)
 
 
 def head_product(
