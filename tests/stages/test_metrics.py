@@ -85,7 +85,7 @@ def noisy_batch():
 
 
 def test_live_rates_and_rewards_by_hand():
-    metrics = reward_metrics(noisy_batch(), kl_coef=0.0)
+    metrics = reward_metrics(noisy_batch(), kl_coef=0.0, belief_coef=0.0)
     assert metrics["noise/false_positive"] == pytest.approx(1 / 3)
     assert metrics["noise/false_negative"] == pytest.approx(1 / 2)
     assert metrics["noise/informativeness"] == pytest.approx(1 / 6)
@@ -97,20 +97,35 @@ def test_live_rates_and_rewards_by_hand():
 
 def test_the_false_negative_rate_is_the_share_of_successes_that_were_not_seen():
     batch = make_batch((1,) * 4, scores=(1.0, 1.0, 0.0, 0.0), groups=(0, 0, 1, 1))
-    metrics = reward_metrics(batch.with_(clean_scores=torch.tensor([1.0, 1.0, 1.0, 0.0])), kl_coef=0.0)
+    metrics = reward_metrics(
+        batch.with_(clean_scores=torch.tensor([1.0, 1.0, 1.0, 0.0])), kl_coef=0.0, belief_coef=0.0
+    )
     assert metrics["noise/false_negative"] == pytest.approx(1 / 3)
     assert metrics["noise/false_positive"] == 0.0
 
 
+def below(batch, nats):
+    """Log-probabilities `nats` a token under the sampler's, anything where nothing was sampled."""
+    return torch.where(batch.mask, batch.old_logp - nats, 7.0)
+
+
 def test_kl_is_a_sum_per_response_and_is_subtracted():
-    batch = noisy_batch()
-    batch = batch.with_(
-        ref_logp=torch.where(batch.mask, batch.old_logp - 0.25, 0.0)
-    )  # .25 nats on each of 2 tokens
-    metrics = reward_metrics(batch, kl_coef=0.1)
+    batch = noisy_batch()  # of 2 tokens each
+    metrics = reward_metrics(batch.with_(ref_logp=below(batch, 0.25)), kl_coef=0.1, belief_coef=0.3)
     assert metrics["objective/kl"] == pytest.approx(0.5)
     assert metrics["objective/non_score_reward"] == pytest.approx(-0.05)
     assert metrics["objective/rlhf_reward"] == pytest.approx(0.35)
+
+
+def test_the_kl_to_the_denoisers_model_is_subtracted_too():
+    batch = noisy_batch()
+    batch = batch.with_(ref_logp=below(batch, 0.25), belief_logp=below(batch, 0.5))
+    metrics = reward_metrics(batch, kl_coef=0.1, belief_coef=0.3)
+    assert metrics["objective/non_score_reward"] == pytest.approx(-0.05 - 0.3)
+    assert metrics["objective/rlhf_reward"] == pytest.approx(0.4 - 0.35)
+    assert "objective/kl" not in reward_metrics(
+        batch.with_(ref_logp=None), kl_coef=0.1, belief_coef=0.3
+    )  # that is the reference's alone
 
 
 def valued(columns):
@@ -179,17 +194,19 @@ def test_errors_are_counted_by_kind_once_a_response():
 
 def test_the_spread_of_the_seen_reward_and_groups_of_one():
     batch = make_batch((1,) * 4, scores=(1.0, 0.0, 0.0, 0.0), groups=(0, 1, 2, 3))
-    metrics = reward_metrics(batch, kl_coef=0.0)
+    metrics = reward_metrics(batch, kl_coef=0.0, belief_coef=0.0)
     assert metrics["objective/scores_std"] == pytest.approx(math.sqrt(3) / 4)
     # with one response a prompt there is nothing to compare
     assert math.isnan(metrics["noise/frac_zero_std_seen"]) and math.isnan(
         metrics["noise/frac_zero_std_clean"]
     )
-    equal = reward_metrics(batch.with_(scores=torch.full((4,), 0.1)), kl_coef=0.0)
+    equal = reward_metrics(batch.with_(scores=torch.full((4,), 0.1)), kl_coef=0.0, belief_coef=0.0)
     assert equal["objective/scores_std"] == 0.0
-    huge = reward_metrics(batch.with_(scores=torch.tensor([3e38, -3e38, 3e38, -3e38])), kl_coef=0.0)
+    huge = reward_metrics(
+        batch.with_(scores=torch.tensor([3e38, -3e38, 3e38, -3e38])), kl_coef=0.0, belief_coef=0.0
+    )
     assert huge["objective/scores_std"] == pytest.approx(3e38)
-    none = reward_metrics(batch.with_(valid=torch.zeros(4, dtype=torch.bool)), kl_coef=0.0)
+    none = reward_metrics(batch.with_(valid=torch.zeros(4, dtype=torch.bool)), kl_coef=0.0, belief_coef=0.0)
     assert math.isnan(none["objective/scores_std"])
 
 

@@ -32,7 +32,7 @@ METRICS: dict[str, MetricDoc] = {
     "objective/scores_clean": _D("mean reward before noise; diagnostics only", "rises", "falls while objective/scores rises: reward hacking"),
     "objective/scores_std": _D("standard deviation of the seen reward over the step's responses", "above 0", "0: every response gets the same reward, nothing can be learned"),
     "objective/kl": _D("sum_t (log pi_t - log pi_ref_t), mean over responses, nats", "grows slowly, under 10", "jumps: learning rate too high, or kl_coef too low"),
-    "objective/non_score_reward": _D("-kl_coef * objective/kl, reward units (0 without a reference)", "small against objective/scores", "dominates: kl_coef too high"),
+    "objective/non_score_reward": _D("-kl_coef * objective/kl - belief_coef * denoiser/kl, reward units (a model that is not there counts 0)", "small against objective/scores", "dominates: kl_coef or belief_coef too high"),
     "objective/rlhf_reward": _D("objective/scores + objective/non_score_reward", "rises", "falls while scores rise: the policy pays too much KL"),
     "objective/entropy": _D("-sum_t log pi_t of sampled responses, mean, nats a response", "falls slowly", "near 0: the policy has collapsed to one response"),
     # policy

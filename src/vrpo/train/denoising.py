@@ -39,6 +39,7 @@ from vrpo.models.policy import Policy
 from vrpo.models.weights import load_policy_weights
 from vrpo.rng import stream
 from vrpo.train.channels import FlipChannel, build_channel
+from vrpo.train.metrics import mean_kl
 from vrpo.train.nuisance import WEIGHT_DECAY as SLOPES_WEIGHT_DECAY
 from vrpo.train.optim import adamw, load_optimizer_tensors, optimizer_tensors
 from vrpo.types import SAMPLED, Batch, Metrics, join, to_device
@@ -96,9 +97,8 @@ class Denoiser:
             belief = belief.clamp(self.channel.LEAST_BELIEF, 1.0 - self.channel.LEAST_BELIEF)
             posterior = self._posterior(batch, belief)
         low, high = self.channel.levels()
-        kl = torch.where(batch.mask, batch.old_logp - batch.belief_logp, 0.0).sum()
         metrics = self.channel.metrics(batch) | _quality(batch, belief, posterior)
-        metrics["denoiser/kl"] = float(kl / batch.mask.any(dim=1).sum().clamp(min=1))
+        metrics["denoiser/kl"] = mean_kl(batch, batch.belief_logp)
         return batch.with_(denoised=low + (high - low) * posterior), metrics
 
     def _posterior(self, batch: Batch, belief: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ def _prepare(run: Run, step: int) -> Prepared:
         batch=batch,
         metrics={
             "episode": float(step * config.train.completions_per_step),
-            **reward_metrics(batch, kl_coef=run.learner.kl_coef),
+            **reward_metrics(batch, kl_coef=run.learner.kl_coef, belief_coef=config.algorithm.belief_coef),
             **rollout_metrics(scored),
             **critic_metrics(batch),
             **denoising,

@@ -72,20 +72,29 @@ def _kept_mass(scored: Sequence[ScoredRollout]) -> float:
     return kept / max(total, 1)
 
 
-def reward_metrics(batch: Batch, *, kl_coef: float) -> Metrics:
-    """Seen and clean reward, the KL penalty, and how the noise behaved."""
+def mean_kl(batch: Batch, other: Tensor) -> float:
+    """KL of the policy that sampled to another model: sum_t (log pi_t - other_t), mean over responses, nats.
+
+    Args:
+        batch: `old_logp` and `mask`.
+        other: [B, T] log-probabilities of the same tokens under the other model.
+    """
+    per_token = kl_estimate(batch.old_logp, other, kind="k1")
+    responses = max(int(batch.mask.any(dim=1).sum()), 1)
+    return float(torch.where(batch.mask, per_token, 0.0).sum() / responses)
+
+
+def reward_metrics(batch: Batch, *, kl_coef: float, belief_coef: float) -> Metrics:
+    """Seen and clean reward, the KL penalties, and how the noise behaved."""
     seen = batch.scores[batch.valid]
     known = batch.valid & ~batch.clean_scores.isnan()
     clean = batch.clean_scores[~batch.clean_scores.isnan()]
-    kl = 0.0
-    if batch.ref_logp is not None:
-        per_token = kl_estimate(batch.old_logp, batch.ref_logp, kind="k1")
-        counted = max(int(batch.mask.any(dim=1).sum()), 1)
-        kl = float(torch.where(batch.mask, per_token, 0.0).sum() / counted)
+    kl = 0.0 if batch.ref_logp is None else mean_kl(batch, batch.ref_logp)
+    to_belief = 0.0 if batch.belief_logp is None else mean_kl(batch, batch.belief_logp)
     metrics = {
         "objective/scores": float(seen.mean()) if len(seen) else math.nan,
         "objective/scores_clean": float(clean.mean()) if len(clean) else math.nan,
-        "objective/non_score_reward": -kl_coef * kl,
+        "objective/non_score_reward": -kl_coef * kl - belief_coef * to_belief,
         "objective/scores_std": _spread(seen),
         "noise/frac_zero_std_seen": _without_difference(batch.scores, batch.group_ids, batch.valid),
         "noise/frac_zero_std_clean": _without_difference(
