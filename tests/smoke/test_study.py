@@ -14,7 +14,7 @@ from vrpo.errors import CheckpointError, ConfigError
 from vrpo.study.config import read_study, slug
 from vrpo.study.figure import SMOOTHING, _accuracy, _explained_variance, draw_all
 from vrpo.study.page import write_page
-from vrpo.study.record import write_record
+from vrpo.study.record import record, write_record
 from vrpo.study.results import Row, area_under_curve, collect, compare, summary
 from vrpo.study.runner import StudyError, run_cells
 from vrpo.study.sharpness import Sampled, accuracy_at, common_entropy, measure
@@ -125,6 +125,12 @@ def test_a_study_runs_resumes_and_reports(write, tmp_path):
     assert kept["command"] == "vrpo study 'a file'" and kept["machine"]["runs_at_a_time"] == 2
     assert kept["rows"][1]["final_greedy_by_seed"] == [round(rows[1].values["final_greedy"][0], 4)]
     assert {c["by"] for c in kept["comparisons"]} >= {"greedy", "sampled"} and len(kept["commits"]) == 1
+    environment = out / cells[1].folder / "environment.json"
+    told = json.loads(environment.read_text())
+    environment.write_text(json.dumps(told | {"commit": "another"}))
+    later = record(cells, rows, out, command=["vrpo"], jobs=2)
+    assert [row["commits"] for row in later["rows"]] == [[told["commit"]], ["another"]]
+    assert set(later["commits"]) == {told["commit"], "another"}
     _, other = read_study(write(seeds=[0], noise={"none": {}}), ["train.steps=3"])
     with pytest.raises(CheckpointError, match="another configuration"):
         run_cells(other, out, jobs=1, console=console)

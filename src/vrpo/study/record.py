@@ -33,20 +33,21 @@ def record(
 
     Returns:
         command, date, commits (every one that a run came from; null for code outside a repository), machine, rows with
-        estimates and the final accuracies seed by seed, comparisons.
+        estimates, the final accuracies seed by seed and their own commits, comparisons.
     """
-    environments = [
-        json.loads((out / cell.folder / "environment.json").read_text(encoding="utf-8")) for cell in cells
-    ]
-    first = environments[0]
+    commits: dict[tuple[str, str], set[str | None]] = {}
+    for cell in cells:
+        environment = _environment(out, cell)
+        commits.setdefault((cell.noise, cell.method), set()).add(environment["commit"])
+    first = _environment(out, cells[0])
     return {
         "command": shlex.join(command),
         "date": datetime.now(UTC).date().isoformat(),
-        "commits": sorted({e["commit"] for e in environments}, key=str),
+        "commits": sorted(set.union(*commits.values()), key=str),
         "machine": {name: first[name] for name in MACHINE}
         | {name: first["versions"][name] for name in PACKAGES}
         | {"runs_at_a_time": jobs},
-        "rows": [_row(row) for row in rows],
+        "rows": [_row(row) | {"commits": sorted(commits[row.noise, row.method], key=str)} for row in rows],
         "comparisons": [
             {"noise": c.noise, "method": c.method, "other": c.other, "by": c.by}
             | {"difference": _estimate(c.difference), "improvement": _estimate(c.improvement)}
@@ -62,6 +63,10 @@ def write_record(
     """Write what `record` gives as JSON."""
     short = record(cells, rows, out, command=command, jobs=jobs)
     replace_file(path, json.dumps(short, indent=1) + "\n")
+
+
+def _environment(out: Path, cell: Cell) -> dict[str, Any]:
+    return json.loads((out / cell.folder / "environment.json").read_text(encoding="utf-8"))
 
 
 def _row(row: Row) -> dict[str, Any]:
