@@ -219,15 +219,15 @@ def plan_command(
         ("learning", memory.learning),
     ):
         for name, size in part.items():
-            table.add_row(name, when, f"{size / 2**30:.2f}")
-    table.add_row("peak", "", f"{memory.peak / 2**30:.2f}", style="bold")
+            table.add_row(name, when, f"{size / 2**30:.3f}")
+    table.add_row("peak", "", f"{memory.peak / 2**30:.3f}", style="bold")
     console.print(table)
     device, dtype = plan.computes_on(settings)
     speed = plan.matmul_speed(device, dtype)
     work = plan.work_plan(settings, shape, prompt_tokens=prompt_tokens)
     table = Table("a step, full-length responses", "TFLOP", "seconds at best")
     for name, amount in [*work.items(), ("sum", sum(work.values()))]:
-        table.add_row(name, f"{amount / 1e12:.3f}", f"{amount / speed:.1f}")
+        table.add_row(name, f"{amount / 1e12:.3f}", f"{amount / speed:.2f}")
     console.print(table)
     total = sum(work.values()) / speed * settings.train.steps / 3600
     console.print(
