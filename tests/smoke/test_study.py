@@ -20,6 +20,7 @@ from vrpo.study.runner import StudyError, run_cells
 from vrpo.study.sharpness import Sampled, accuracy_at, common_entropy, measure
 from vrpo.study.statistics import interquartile_mean
 from vrpo.study.tables import comparison_table, results_table, sharpness_table, to_rich
+from vrpo.train.folder import RunFolder
 
 BASE = {
     "model": {"path": "vrpo:tiny"},
@@ -103,6 +104,10 @@ def test_a_study_runs_resumes_and_reports(write, tmp_path):
     assert rows[0].estimates["explained_var"] is not None and rows[1].estimates["explained_var"] is None
     final = json.loads((out / cells[0].folder / "evaluations.jsonl").read_text().splitlines()[-1])
     assert rows[0].values["final_greedy"] == (final["clean_greedy"],)
+    steps = RunFolder(out / cells[0].folder).read_metrics()
+    known = [line["val/calibration"] for line in steps if line["val/calibration"] is not None]
+    assert rows[0].values["calibration"] == (pytest.approx(sum(known) / len(known)),)
+    assert rows[1].values["calibration"] == (None,), "GRPO has no critic"
     for answers in ("greedy", "sampled"):
         assert _accuracy(cells[:1], answers=answers, out=out)[1][0, -1] == final[f"clean_{answers}"]
     assert json.loads(json.dumps(summary(rows, seconds=1.0)))["rows"][1]["method"] == "GRPO"

@@ -68,6 +68,8 @@ def cell_numbers(folder: Path) -> Numbers:
         "best_greedy": accuracy["best"]["greedy"],
         "final_denoiser": accuracy["final"].get("denoiser_greedy"),  # an earlier version did not ask
         "area": area_under_curve(RunFolder(folder).read_evaluations()),
+        # nor did it write these
+        **{name: summary.get(name) for name in ("calibration", "auc_end", "critic_accuracy")},
         **{
             name: summary[name]
             for name in (

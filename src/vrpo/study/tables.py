@@ -22,6 +22,9 @@ COLUMNS = {
     "KL": "kl",
     "EV": "explained_var",
     "EV clean": "explained_var_clean",
+    "calibration": "calibration",
+    "AUC": "auc_end",
+    "by V": "critic_accuracy",
     "denoised": "denoised_accuracy",
     "belief": "final_denoiser",
     "s/step": "seconds_per_step",
@@ -38,7 +41,8 @@ CAPTION = (
     "greedy; sampled: the final one at the training temperature; area: mean of the greedy one over the steps. seen, clean: mean "
     "reward of the last training samples with and without noise. length: tokens a response; entropy: nats a token, of those "
     "samples. KL: nats a response from the initial model, where it is computed. EV: explained variance of the critic "
-    "before its update. denoised: share of training samples whose clean verdict the denoised reward gets right. belief: final accuracy of the denoiser's model as a policy, greedy."
+    "before its update; of its values at the end of a response, against clean outcomes: calibration error, AUC, and, by V, the share "
+    "of verdicts right when they are read as one. denoised: share of training samples whose clean verdict the denoised reward gets right. belief: final accuracy of the denoiser's model as a policy, greedy."
 )
 
 
