@@ -35,6 +35,15 @@ ARCHITECTURES = {
         **k,
     ),
     "gpt2": lambda **k: transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, **k),
+    # experts that lie in the folder one by one and in the model as one tensor
+    "qwen3_moe": lambda **k: transformers.Qwen3MoeConfig(
+        **GROUPED,
+        moe_intermediate_size=12,
+        num_experts=4,
+        num_experts_per_tok=2,
+        tie_word_embeddings=False,
+        **k,
+    ),
     "granite": lambda **k: transformers.GraniteConfig(**GROUPED, logits_scaling=3.0, **k),
     "cohere": lambda **k: transformers.CohereConfig(**GROUPED, logit_scale=0.25, **k),
 }

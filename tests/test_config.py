@@ -72,6 +72,26 @@ def message(changes: dict) -> str:
             {"algorithm": {"type": "vrpo", "belief_coef": 0.1}},
             ["belief_coef=0.1", "denoiser", "belief_coef: 0"],
         ),
+        (
+            {"denoiser": {"one_right": True}, "train": {"microbatch": 4}},
+            ["num_generations=8", "microbatch=4", "8 or more"],
+        ),
+        (
+            {"denoiser": {"one_right": True, "minibatch": 100}},
+            ["num_generations=8", "denoiser.minibatch=100", "multiple"],
+        ),
+        (
+            {"critic": {"regression": "bce"}, "algorithm": {"type": "vrpo", "kl_coef": 0.05}},
+            ["kl_coef=0.05", "regression=bce", "mse"],
+        ),
+        (
+            {
+                "critic": {"regression": "bce"},
+                "denoiser": {},
+                "algorithm": {"type": "vrpo", "belief_coef": 0.3},
+            },
+            ["belief_coef=0.3", "regression=bce", "belief_coef: 0"],
+        ),
         ({"algorithm": "gppo"}, ["gppo", "'ppo', 'vrpo', 'grpo'"]),
         ({"train": {"minibatch": 60}}, ["completions_per_step=256", "minibatch=60", "300"]),
         ({"train": {"microbatch": 48}}, ["minibatch=64", "microbatch=48"]),

@@ -14,6 +14,7 @@ from vrpo.functional import (
     explained_variance,
     explained_variance_by_position,
     frac_zero_std,
+    gae,
     masked_correlation,
     sibling_ranking_accuracy,
 )
@@ -39,6 +40,17 @@ def test_explained_variance_of_known_critics():
     assert explained_variance(targets, 1 - targets, mask) == -3
     assert explained_variance(torch.full((1, 4), 0.1), targets, mask).isnan()
     assert explained_variance(targets, targets, ~mask).isnan()
+
+
+@pytest.mark.parametrize("reward", [0.0, 0.1, 1.0, -3.0])
+def test_returns_that_are_equal_but_for_rounding_have_nothing_to_explain(reward):
+    values, mask = torch.rand(64, 9, generator=torch.Generator().manual_seed(0)), torch.ones(64, 9) > 0
+    rewards = torch.zeros(64, 9).index_fill_(1, torch.tensor([8]), reward)
+    _, targets = gae(rewards, values, torch.zeros(64), mask, gamma=1.0, lam=1.0)
+    targets = targets + 1e-7 * torch.rand(64, 9, generator=torch.Generator().manual_seed(1))
+    assert 0.0 < targets.max() - targets.min() < 1e-5
+    assert explained_variance(targets, values, mask).isnan()
+    assert explained_variance_by_position(targets, values, mask).isnan().all()
 
 
 def test_golden_explained_variance_by_position():

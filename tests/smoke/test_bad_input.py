@@ -18,8 +18,9 @@ import vrpo
 from vrpo.cli import main
 from vrpo.config import Config, build
 from vrpo.config.presets import merge
-from vrpo.errors import INPUT_ERRORS, ModelError
+from vrpo.errors import INPUT_ERRORS, ConfigError, ModelError
 from vrpo.models import load_tokenizer
+from vrpo.train.api import _check_arguments
 from vrpo.train.progress import Quiet
 
 TINY = Path(vrpo.__file__).parent / "assets" / "tiny"
@@ -314,6 +315,12 @@ def test_trainer_refuses_in_one_line(tmp_path, given):
     with pytest.raises(INPUT_ERRORS) as caught:
         vrpo.Trainer(config=config, output_dir=tmp_path / "run", **settings).train(display=Quiet())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("functions", [None, 3, ["exact"]])
+def test_what_is_no_function_is_refused_in_one_line(functions):
+    with pytest.raises(ConfigError, match=r"reward_funcs=.* holds no functions"):
+        _check_arguments(Config(), functions, None)  # Trainer itself is type-checked here
 
 
 # --- every option does something -------------------------------------------------------------------------

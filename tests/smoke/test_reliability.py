@@ -175,6 +175,23 @@ def test_an_adaptive_kl_weight_and_skipped_updates_survive_a_resume(tmp_path):
     assert paid[0] != pytest.approx(0.1) and paid[1] != pytest.approx(paid[0])  # it does move
 
 
+def test_a_kl_weight_that_is_set_anew_counts_from_the_resume_on(tmp_path):
+    steered = {"type": "ppo", "kl_coef": 0.1, "kl_target": 0.5, "kl_horizon": 64}
+    for number, (before, now) in enumerate(
+        [
+            ({"type": "ppo"}, {"type": "ppo", "kl_coef": 0.5}),
+            (steered, steered | {"kl_coef": 0.5}),
+            (steered, {"type": "ppo", "kl_coef": 0.1}),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        run(small(algorithm=before, train={"steps": 2}), folder)
+        config = small(algorithm=now, train={"steps": 3})
+        vrpo.train(config, out=folder, resume=True, allow_changes=True, display=Quiet())
+        last = lines(folder)[-1]
+        assert -last["objective/non_score_reward"] / last["objective/kl"] == pytest.approx(now["kl_coef"])
+
+
 # the folder
 
 

@@ -9,9 +9,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import ARCHITECTURES, build_model
 from vrpo.config.run import LoraConfig, ModelConfig
+from vrpo.errors import ModelError
 from vrpo.models import frozen_head, policy_from_model
 from vrpo.models.backbone import compile_blocks
 from vrpo.models.loading import seeded
+from vrpo.models.weights import load_policy_weights
 
 
 def padded():
@@ -201,6 +203,18 @@ def test_a_saved_policy_opens_as_an_ordinary_folder(make_policy, tmp_path: Path)
         assert torch.equal(model(input_ids=ids).logits, policy.causal_lm(input_ids=ids).logits)
     assert AutoTokenizer.from_pretrained(tmp_path)("12+34=").input_ids == policy.tokenizer("12+34=").input_ids
     assert not list(tmp_path.glob("*.bin"))
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "gpt2", "qwen3_moe"])
+def test_saved_weights_come_back_bit_for_bit(make_policy, tmp_path, name):
+    policy, other = make_policy(name), make_policy(name)
+    train_once(policy)
+    policy.save_pretrained(tmp_path)
+    load_policy_weights(other, tmp_path)
+    saved, loaded = policy.model.state_dict(), other.model.state_dict()
+    assert all(torch.equal(saved[k], loaded[k]) for k in saved)
+    with pytest.raises(ModelError, match="another model"):
+        load_policy_weights(make_policy("qwen2"), tmp_path)
 
 
 def test_norms_and_feed_forward_blocks_are_what_is_compiled(make_policy, monkeypatch):

@@ -30,6 +30,7 @@ from vrpo.errors import ConfigError, RewardError
 from vrpo.functional import group_advantages
 from vrpo.rewards import build_rewards, named
 from vrpo.rng import stream_uniform
+from vrpo.train.pseudo_labels import _reader
 
 FLIP = FlipNoise(false_positive=0.3, false_negative=0.1)
 PERSISTENT = PersistentNoise(false_positive=0.3, false_negative=0.1)
@@ -453,3 +454,11 @@ def test_label_noise_comes_first_and_must_change_something(noise):
             answers=lambda c: "12",
             labels={},
         )
+
+
+def test_votes_are_read_as_the_function_reads_that_judges_the_column():
+    by_word, format_check = ExactReward(prefix=True), ExactReward(column="layout")
+    for functions in ((by_word, format_check), (format_check, by_word)):
+        read = _reader(RewardsConfig(functions=functions), "answer")
+        assert [read(text) for text in ("46 so", "46 is", " ")] == ["46", "46", None]
+    assert _reader(RewardsConfig(functions=(format_check,)), "answer")(" 46 so ") == "46 so"

@@ -16,6 +16,8 @@ import pytest
 from vrpo.config.rewards import CallConfig, RewardsConfig
 from vrpo.errors import ConfigError, RewardError
 from vrpo.rewards import RewardPipeline, build_rewards, fault_kind, isolation, named
+from vrpo.rewards.isolation import Fault
+from vrpo.rewards.score import HANGS_IN_A_ROW
 from vrpo.types import Prompt, Rollout
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups")
@@ -165,6 +167,21 @@ def test_a_function_that_always_hangs_is_not_waited_for_once_a_response():
     ):
         judged(each(misbehave), *["sleep"] * 8, timeout=0.3)
     assert time.perf_counter() - started < 15
+
+
+def test_a_function_that_hangs_ten_times_in_a_row_is_not_asked_again(monkeypatch):
+    waited = []
+
+    def stuck(function, rollouts, columns):
+        waited.append(len(rollouts))
+        raise Fault("timeout", "no answer")
+
+    monkeypatch.setattr("vrpo.rewards.score.call", stuck)
+    with pytest.raises(
+        RewardError, match="none of 40 completions could be judged; first cause: mine: timeout"
+    ):
+        judged(each(misbehave), *["sleep"] * 40, max_failed=1.0, timeout=300.0)
+    assert waited == [40] + [1] * HANGS_IN_A_ROW
 
 
 def test_on_error_raise_stops_at_the_first():

@@ -1,5 +1,6 @@
 """The torch engine against HF `generate`, against a full forward pass, and against itself in other batches."""
 
+import copy
 import logging
 
 import numpy as np
@@ -213,6 +214,21 @@ def test_stop_strings_by_hand(tokenizer):
     assert stops.cut("a ## b end") == "a "
     assert stops.cut("nothing") is None
     assert not StopStrings(tokenizer, [])
+
+
+def test_a_special_token_ends_a_response_as_eos_does(make_policy, make_prompts):
+    policy, prompts = likely(make_policy("llama"), 2, -100.0), make_prompts(*TEXTS)
+    free = sample(engine_for(policy), prompts)
+    end = next(int(t) for t in free[0].token_ids[len(prompts[0].token_ids) + 2 :] if t > 3)
+    text = policy.tokenizer.decode([end])
+    special = copy.deepcopy(policy.tokenizer)
+    special.add_special_tokens({"additional_special_tokens": [text]})
+    assert special.convert_tokens_to_ids(text) == end
+    config = RolloutConfig(max_completion_length=12, stop=(text,))
+    got = sample(TorchEngine(policy, special, config, seed=5), prompts)
+    assert got[0].stop == "eos" and got[0].token_ids[-1] == end and text not in got[0].completion
+    with pytest.raises(ConfigError, match=r"rollout\.stop holds .* give .* by itself"):
+        TorchEngine(policy, special, config.model_copy(update={"stop": (f"x{text}",)}), seed=0)
 
 
 def test_greedy_logprobs_are_the_policys(make_policy, make_prompts):

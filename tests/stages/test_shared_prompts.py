@@ -9,7 +9,10 @@ import transformers
 
 from tests.batches import make_batch
 from tests.conftest import SMALL, build_model
+from vrpo.config.run import ModelConfig
+from vrpo.models import policy_from_model
 from vrpo.models.backbone import recompute_activations, shared_limit, states_at
+from vrpo.models.loading import seeded
 from vrpo.types import Batch, SharedPrompts
 
 NAMES = ["llama", "qwen2", "qwen3", "granite", "cohere", "gpt2", "gemma3"]
@@ -186,3 +189,32 @@ def test_computing_activations_again_changes_no_gradient_and_keeps_less(make_pol
         torch.testing.assert_close(found[parameter], gradient, atol=1e-4, rtol=1e-4, msg=parameter)
     assert little < 0.7 * much
     assert not any(module.training for module in policy.causal_lm.modules())
+
+
+def test_layers_that_compute_again_drop_nothing(tokenizer):
+    """OPT's layers drop by themselves, in the training mode in which they compute again."""
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id}
+    config = transformers.OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        ffn_dim=24,
+        dropout=0.5,
+        **ids,
+    )
+    with seeded(0):
+        model = transformers.OPTForCausalLM(config)
+    policy = policy_from_model(model, tokenizer, config=ModelConfig(path="opt", device="cpu"))
+    recompute_activations(policy.causal_lm)
+    batch = ragged()
+    first, again = (
+        policy.logprobs_and_entropy(batch.input_ids, batch.attention_mask, batch.mask, temperature=1.0)[0]
+        for _ in range(2)
+    )
+    assert first.requires_grad and torch.equal(first, again)
+    with torch.no_grad():
+        read = policy.logprobs_and_entropy(
+            batch.input_ids, batch.attention_mask, batch.mask, temperature=1.0
+        )[0]
+    torch.testing.assert_close(first.detach(), read)

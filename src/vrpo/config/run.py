@@ -54,7 +54,7 @@ class RolloutConfig(Strict):
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     """Sample among the likeliest tokens that hold this mass."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), strict=False)
-    """Texts that end a response, besides EOS."""
+    """Texts that end a response, besides EOS. A special token by itself, such as `<|im_end|>`, ends one as EOS does."""
     batch_size: int = Field(256, ge=1)
     """Sequences decoded at once; memory only, no effect on what is sampled."""
     cuda_graphs: bool = True
@@ -77,8 +77,8 @@ class TrainConfig(Strict):
     """Responses per forward-backward pass, at most; memory and time only, gradients do not depend on it. More than `minibatch` speeds up
     passes that are only read (values, reference), and `denoiser.minibatch`."""
     max_tokens_per_microbatch: int | None = Field(None, ge=1)
-    """Tokens a forward-backward pass reads, at most, each prompt counted once; a longer sequence goes alone. null: no
-    limit."""
+    """Tokens a forward-backward pass reads, at most, each prompt counted once; a longer sequence goes alone, and so do the responses to a
+    prompt that `denoiser.one_right` hears together. null: no limit."""
     activation_checkpointing: bool = False
     """Keep one hidden state a layer and compute the rest again in the backward pass: one more forward pass, and prompts
     are read with each response. For when even one sequence does not fit."""
@@ -154,6 +154,24 @@ class Config(Strict):
         return self
 
     @model_validator(mode="after")
+    def _siblings_are_heard_together(self) -> "Config":
+        if self.denoiser is None or not self.denoiser.one_right:
+            return self
+        group = self.rollout.num_generations
+        if self.train.microbatch < group:
+            raise ValueError(
+                f"denoiser.one_right hears the rollout.num_generations={group} responses to a prompt in one pass, and "
+                f"train.microbatch={self.train.microbatch} is less; set train.microbatch to {group} or more"
+            )
+        name = "train.minibatch" if self.denoiser.minibatch is None else "denoiser.minibatch"
+        if self._at(name) % group:
+            raise ValueError(
+                f"denoiser.one_right hears the rollout.num_generations={group} responses to a prompt in one optimizer step, and "
+                f"{name}={self._at(name)} is no multiple of it; use a multiple"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _algorithm_fits_critic(self) -> "Config":
         match self.algorithm:
             case GrpoConfig():
@@ -181,6 +199,18 @@ class Config(Strict):
                         f"critic.warmup_steps={self.critic.warmup_steps} leaves the policy none of train.steps="
                         f"{self.train.steps}; lower the one or raise the other"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _cross_entropy_wants_shares(self) -> "Config":
+        if self.critic is None or self.critic.regression != "bce":
+            return self
+        for name in ("kl_coef", "belief_coef"):
+            if (weight := getattr(self.algorithm, name)) > 0:
+                raise ValueError(
+                    f"algorithm.{name}={weight:g} is paid in the reward, and takes returns below 0 where critic.regression=bce cannot "
+                    f"follow; set critic.regression: mse or algorithm.{name}: 0"
+                )
         return self
 
     @model_validator(mode="after")

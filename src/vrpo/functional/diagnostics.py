@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+ROUNDING = 1e-5
+"""Targets A + V of equal returns differ by what fp32 rounds, a few 1e-7 of the larger of both: no variance to explain."""
+
 
 def _nan_unless(condition: Bool[Tensor, ""], x: Float[Tensor, ""]) -> Float[Tensor, ""]:
     return torch.where(condition, x, torch.nan).float()
@@ -27,13 +30,14 @@ def explained_variance(
         mask: True on positions that count.
 
     Returns:
-        NaN when Var(R) = 0 (also: when nothing counts), where every critic would explain "all" of nothing.
+        NaN when the returns are equal, to `ROUNDING` of their size or that of the values (also: when nothing counts), where every
+        critic would explain "all" of nothing.
     """
     r, v = targets[mask].double(), predictions[mask].double()
     if len(r) == 0:
         return targets.new_tensor(torch.nan, dtype=torch.float32)
     error = r - v
-    varies = r.max() > r.min()  # exact: a variance of equal numbers may round to 1e-33
+    varies = r.max() - r.min() > ROUNDING * torch.maximum(r.abs().max(), v.abs().max())
     return _nan_unless(varies, 1.0 - error.var(correction=0) / r.var(correction=0))
 
 

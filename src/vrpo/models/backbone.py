@@ -231,6 +231,12 @@ def recompute_activations(model: Any) -> None:
     # transformers renamed it
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+    for layer in _checkpointed_layers(model):
+        for name, rate in vars(layer).items():
+            if "dropout" in name and isinstance(rate, float):
+                setattr(
+                    layer, name, 0.0
+                )  # what the layer itself would drop in training mode, which `_recomputing` puts it in
 
 
 def compile_blocks(model: Any) -> None:

@@ -193,9 +193,20 @@ def policy_from_model(model: Any, tokenizer: Any, *, config: ModelConfig, seed: 
     )
 
 
-def load_pretrained(auto_class: Any, path: str, *, name: str, trust_remote_code: bool) -> Any:
-    """`auto_class.from_pretrained` with fp32 weights from safetensors, complete or not at all."""
-    options = {
+def load_pretrained(
+    auto_class: Any, path: str, *, name: str, trust_remote_code: bool, config: Any = None
+) -> Any:
+    """`auto_class.from_pretrained` with fp32 weights from safetensors, complete or not at all.
+
+    Args:
+        auto_class: what opens it.
+        path: folder or hub name.
+        name: the same as the user wrote it.
+        trust_remote_code: run Python files of the model's folder.
+        config: the model's configuration; None reads that of `path`.
+    """
+    options: dict[str, Any] = {} if config is None else {"config": config}
+    options |= {
         "dtype": torch.float32,
         "use_safetensors": True,
         "trust_remote_code": trust_remote_code,

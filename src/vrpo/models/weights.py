@@ -1,7 +1,9 @@
 """Saved weights back into live models: what resuming a run needs. Bit for bit, and nothing that unpickles."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from vrpo.errors import ModelError
 from vrpo.models.critic import Critic, load_head
+from vrpo.models.loading import load_pretrained
 from vrpo.models.policy import Policy
 
 WHOLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
@@ -58,6 +61,8 @@ def _load_whole(model: nn.Module, folder: Path) -> None:
     saved = read_tensors(folder)
     # with duplicates: of tied weights only one name is saved, and which one is the model's business
     live = dict(model.named_parameters(remove_duplicate=False))
+    if _lost(live, saved):
+        saved = _converted(model, folder) or saved
     for name in sorted(live.keys() & saved.keys()):
         if live[name].shape != saved[name].shape:  # copy_ would broadcast, or raise
             raise ModelError(
@@ -65,12 +70,29 @@ def _load_whole(model: nn.Module, folder: Path) -> None:
                 "checkpoint of another model"
             )
         live[name].copy_(saved[name])
-    restored = {live[name].data_ptr() for name in live.keys() & saved.keys()}
-    lost = sorted(name for name, weight in live.items() if weight.data_ptr() not in restored)
-    if lost:
+    if lost := _lost(live, saved):
         raise ModelError(
             f"{folder} lacks {len(lost)} weights such as {lost[0]}; it is a checkpoint of another model"
         )
+
+
+def _lost(live: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]:
+    """Names of live weights of which the folder has none of the names."""
+    restored = {live[name].data_ptr() for name in live.keys() & saved.keys()}
+    return sorted(name for name, weight in live.items() if weight.data_ptr() not in restored)
+
+
+def _converted(model: Any, folder: Path) -> dict[str, Tensor] | None:
+    """The folder read by `transformers`, which knows where a model's weights are stored in another layout than they are used
+    in (a mixture's experts: one matrix each in the folder, one tensor of all in the model); None if it lacks weights then too."""
+    try:
+        # with the live model's configuration: a folder of another model may ask for one of any size
+        read = load_pretrained(
+            type(model), str(folder), name=str(folder), trust_remote_code=False, config=model.config
+        )
+    except ModelError:
+        return None
+    return dict(read.named_parameters(remove_duplicate=False))
 
 
 def _load_adapter(model: nn.Module, folder: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from vrpo.errors import ConfigError, RewardError
-from vrpo.rewards.isolation import Fault
+from vrpo.rewards.isolation import Fault, fault_kind
 from vrpo.rewards.noise import Draws, NoiseModel, Verdict
 from vrpo.rewards.user import NamedFunction, call, one_line
 from vrpo.types import Rollout, ScoredRollout
@@ -122,6 +122,10 @@ class RewardPipeline:
         return verdicts
 
 
+HANGS_IN_A_ROW = 10
+"""Responses, one by one, that a function may spend its whole time limit on before the rest are not asked again: more than the
+usual eight answers to one prompt, which may all be hard to judge."""
+
 LARGEST = float(np.finfo(np.float32).max)
 """What the learner's fp32 can hold; a larger reward would be infinite there."""
 
@@ -155,14 +159,16 @@ def _evaluate(
         outcomes = [_fault(function.name, error)] * len(rollouts)
         again = list(range(len(rollouts)))
         tries = function.retries + (len(rollouts) > 1 and function.asks_again)
-    failed = 0
+    failed = hangs = 0
     for row in again:
-        for _ in range(tries):
+        for _ in range(tries if hangs < HANGS_IN_A_ROW else 0):
             if outcomes[row][1] is None:
                 break
             columns = {name: [column[row]] for name, column in replaced.items()}
             outcomes[row] = _ask_again(function, rollouts[row], columns)
-        failed += outcomes[row][1] is not None
+        line = outcomes[row][1]
+        hangs = hangs + 1 if line is not None and fault_kind(line) == "timeout" else 0
+        failed += line is not None
         if failed > max_failed * len(rollouts) or (failed and function.on_error == "raise"):
             rule = (
                 "on_error: raise" if function.on_error == "raise" else f"rewards.max_failed is {max_failed:g}"

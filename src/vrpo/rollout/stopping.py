@@ -3,6 +3,29 @@
 from collections.abc import Sequence
 from typing import Any, final
 
+from vrpo.errors import ConfigError
+
+
+def end_tokens(tokenizer: Any, texts: Sequence[str]) -> dict[str, int]:
+    """Of stop texts, those that are a special token (`<|im_end|>`): text -> token id. Such a token ends a response as EOS does, since
+    no decoded text shows it.
+
+    Raises:
+        ConfigError: a stop text holds a special token among other text, where nothing would ever find it.
+    """
+    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    special |= {
+        str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    for text in texts:
+        held = next((token for token in special if token in text), None)
+        if held is not None and text not in special:
+            raise ConfigError(
+                f"rollout.stop holds {text!r}, in which {held!r} is a special token that no text shows; give {held!r} by itself, or text "
+                "without it"
+            )
+    return {text: special[text] for text in texts if text in special}
+
 
 @final
 class StopStrings:

@@ -13,7 +13,7 @@ from vrpo.rollout.decoding import Decoded, decode
 from vrpo.rollout.engine import LivePolicy
 from vrpo.rollout.responses import EOS, STOP_STRING, Sampling
 from vrpo.rollout.steps import steps_for
-from vrpo.rollout.stopping import StopStrings
+from vrpo.rollout.stopping import StopStrings, end_tokens
 from vrpo.types import Prompt, Rollout, Stop
 
 Piece = tuple[int, range]
@@ -40,13 +40,15 @@ class TorchEngine:
         self.config = config
         self.seed = seed
         self._steps = steps_for(policy, cuda_graphs=config.cuda_graphs)
+        ends = end_tokens(tokenizer, config.stop)
+        eos_token_ids = sorted(policy.eos_token_ids | set(ends.values()))
         self._sampling = Sampling(
             max_tokens=config.max_completion_length,
             temperature=config.temperature,
             top_k=config.top_k,
             top_p=config.top_p,
-            eos_token_ids=torch.tensor(sorted(policy.eos_token_ids), device=policy.device),
-            stops=StopStrings(tokenizer, config.stop),
+            eos_token_ids=torch.tensor(eos_token_ids, device=policy.device),
+            stops=StopStrings(tokenizer, [text for text in config.stop if text not in ends]),
         )
 
     def generate(

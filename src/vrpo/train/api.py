@@ -99,8 +99,8 @@ class Trainer:
         functions: Any = reward_funcs  # whatever else was given is refused below
         if callable(reward_funcs) or isinstance(reward_funcs, NamedFunction):
             functions = [reward_funcs]
+        _check_arguments(config, functions, reward_weights)
         weights = [1.0] * len(functions) if reward_weights is None else reward_weights
-        _check_arguments(config, functions, weights)
         if reward_weights is not None and any(isinstance(f, NamedFunction) for f in functions):
             raise ConfigError(
                 "reward_weights are given and so are functions made by named(...), which have their own; pass weight=... there"
@@ -180,7 +180,7 @@ def _check_arguments(config: object, functions: object, weights: object) -> None
         raise ConfigError(
             f"reward_funcs={functions!r:.60} holds no functions; pass one function or a list of them"
         )
-    if not isinstance(weights, Sequence) or len(weights) != len(functions):
+    if weights is not None and (not isinstance(weights, Sequence) or len(weights) != len(functions)):
         raise ConfigError(
             f"reward_weights={weights!r:.60} for {len(functions)} reward_funcs; give a list of one weight each"
         )

@@ -28,6 +28,8 @@ LEAST_STD = 0.1
 class FlipChannel(nn.Module):
     """rho+ and rho-: given, or 1/2 sigmoid of two learned numbers."""
 
+    numbers: Tensor
+
     LEAST_BELIEF = 0.02
     """Beliefs stay this far from 0 and 1, so that a verdict is never overruled for good: one says log((1 - rho) / rho) at most."""
 
@@ -36,9 +38,10 @@ class FlipChannel(nn.Module):
         self.given = config.false_positive is not None
         start = (config.false_positive, config.false_negative) if self.given else (RATE_START, RATE_START)
         numbers = torch.tensor(start, dtype=torch.float32)
-        self.numbers = nn.Parameter(
-            numbers if self.given else torch.logit(numbers / RATE_LIMIT), requires_grad=not self.given
-        )
+        if self.given:  # by the configuration, so that no checkpoint keeps them
+            self.register_buffer("numbers", numbers, persistent=False)
+        else:
+            self.numbers = nn.Parameter(torch.logit(numbers / RATE_LIMIT))
 
     def rates(self) -> tuple[Tensor, Tensor]:
         """rho+, rho-."""

@@ -57,6 +57,8 @@ class Learner:
     critic_state: CriticState
     kl_coef: float
     """Weight of the KL to the reference in force; moves under an adaptive controller only."""
+    kl_coef_set: float
+    """The weight that the configuration sets."""
     denoiser: Denoiser | None = None
     step: int = 0
     """Steps completed."""
@@ -109,6 +111,7 @@ def _write(folder: Path, learner: Learner, paused: Prepared | None) -> None:
         "step": learner.step,
         "policy_version": learner.policy_version,
         "kl_coef": learner.kl_coef,
+        "kl_coef_set": learner.kl_coef_set,
         "skipped_in_a_row": learner.skipped_in_a_row,
         "critic_state": dataclasses.asdict(learner.critic_state),
     }
@@ -187,7 +190,8 @@ def restore(path: Path, learner: Learner) -> Prepared | None:
             learner.denoiser.load(path / DENOISER)
         learner.step = state["step"]
         learner.policy_version = state["policy_version"]
-        learner.kl_coef = state["kl_coef"]
+        if state.get("kl_coef_set", learner.kl_coef_set) == learner.kl_coef_set:  # else it was set anew
+            learner.kl_coef = state["kl_coef"]
         learner.skipped_in_a_row = dict(state["skipped_in_a_row"])
         learner.critic_state = CriticState(**state["critic_state"])
         return load_prepared(path, learner.critic_state) if path.name == PAUSED else None

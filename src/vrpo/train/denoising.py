@@ -68,10 +68,9 @@ class Denoiser:
         self.channel = build_channel(config, policy.device, vocabulary=policy.vocabulary)
         self.optimizer = adamw(self.model, learning_rate=config.learning_rate, weight_decay=weight_decay)
         for name, learned in self.channel.named_parameters():
-            if learned.requires_grad:
-                decay = 0.0 if name == "numbers" else SLOPES_WEIGHT_DECAY
-                group = {"params": [learned], "lr": CHANNEL_LEARNING_RATE, "weight_decay": decay}
-                self.optimizer.add_param_group(group)
+            decay = 0.0 if name == "numbers" else SLOPES_WEIGHT_DECAY
+            group = {"params": [learned], "lr": CHANNEL_LEARNING_RATE, "weight_decay": decay}
+            self.optimizer.add_param_group(group)
         self.past: Batch | None = None
         """Scored responses of earlier steps, the newest `capacity` of them, on the CPU; None before the first step."""
 
@@ -198,7 +197,9 @@ class Denoiser:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
         load_optimizer_tensors(self.optimizer, part("optimizer."))
-        self.channel.load_state_dict(part("channel."))
+        # rates that are given now stand, and those that no longer are start anew
+        channel, saved = self.channel.state_dict(), part("channel.")
+        self.channel.load_state_dict(channel | {k: v for k, v in saved.items() if k in channel})
         past: dict[str, Any] = part("past.")
         # nothing reads the names of past samples
         names = tuple(f"past/{row}" for row in range(len(past.get("group_ids", ()))))

@@ -61,7 +61,7 @@ class Splitter:
     shared_limit: int
     """Longest sequence for which the models can read a prompt once for all its responses; 0: they never do."""
     whole_prompts: bool = False
-    """Responses to a prompt stay in one piece where a piece can hold them: for a loss that compares siblings."""
+    """Responses to a prompt, if no more than `rows`, stay in one piece: for a loss that compares siblings."""
 
     def __call__(self, batch: Batch) -> Iterator[tuple[torch.Tensor, Batch]]:
         """Pieces of a batch of at least one sequence."""
@@ -80,14 +80,15 @@ class Splitter:
 
         Args:
             sizes: of the rows.
-            blocks: [B] rows of equal number go into one piece, unless they are too many for any. None: every row for itself.
+            blocks: [B] rows of equal number go into one piece, however many tokens they are, unless they are more than `rows`. None:
+                every row for itself.
         """
         order = np.lexsort((sizes.groups if blocks is None else blocks, sizes.prompts))
         starts = np.arange(1, len(order)) if blocks is None else np.flatnonzero(np.diff(blocks[order])) + 1
         pieces: list[list[int]] = []
         for block in np.split(order, starts):
             whole = block.tolist()
-            for rows in [whole] if self._fits(whole, sizes) else [[row] for row in whole]:
+            for rows in [whole] if len(whole) <= self.rows else [[row] for row in whole]:
                 if not pieces or not self._fits([*pieces[-1], *rows], sizes):
                     pieces.append([])
                 pieces[-1].extend(rows)

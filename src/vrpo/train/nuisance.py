@@ -20,8 +20,9 @@ WEIGHT_DECAY = 0.1
 
 
 def mean_and_std(x: Tensor) -> Tensor:
-    """[2] Mean and population standard deviation of x [N], fp32."""
-    return torch.stack([x.float().mean(), x.float().std(correction=0)])
+    """[2] Mean and population standard deviation of x [N], fp32; of equal numbers exactly 0, not what rounding leaves."""
+    x = x.float()
+    return torch.stack([x.mean(), torch.where((x == x[0]).all(), 0.0, x.std(correction=0))])
 
 
 @final

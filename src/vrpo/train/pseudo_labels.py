@@ -1,6 +1,7 @@
 """Majority-vote pseudo-labels of the initial model: the reference answers of noise type `majority`."""
 
 import json
+from collections.abc import Callable
 from itertools import islice
 
 from vrpo.config.rewards import MajorityNoise, RewardsConfig
@@ -33,7 +34,7 @@ def majority_labels(
     path = folder.path / LABELS_FILE
     if path.exists():
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    extract = answer_extractor(config.functions[0]) if config.functions else lambda text: text.strip() or None
+    extract = _reader(config, wanted[0].column)
     labels: dict[str, str | None] = {}
     prompts = task.train_prompts()
     while block := list(islice(prompts, PROMPTS_AT_ONCE)):
@@ -46,6 +47,12 @@ def majority_labels(
             labels[prompt.prompt_id] = majority_label(completions, extract)
     folder.write_json(LABELS_FILE, labels)
     return labels
+
+
+def _reader(config: RewardsConfig, column: str) -> Callable[[str], str | None]:
+    """How the function that judges `column` reads an answer; the whole text where none of the built-in ones does."""
+    judges = [f for f in config.functions if getattr(f, "column", None) == column]
+    return answer_extractor(judges[0]) if judges else lambda text: text.strip() or None
 
 
 def check_votes(config: RewardsConfig, task: Task) -> None:

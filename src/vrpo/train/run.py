@@ -213,6 +213,7 @@ def _build(
         else adamw(critic, learning_rate=config.critic.learning_rate, weight_decay=config.train.weight_decay),
         critic_state=CriticState(),
         kl_coef=config.algorithm.kl_coef,
+        kl_coef_set=config.algorithm.kl_coef,
         denoiser=denoiser,
     )
     run = Run(
@@ -317,6 +318,8 @@ def _go_on(run: Run, resume: Resume) -> None:
         run.folder.forget_after(-1)  # killed before its first checkpoint: from the start, with a clean record
         return
     run.paused = checkpoint.restore(path, run.learner)
+    if getattr(run.config.algorithm, "kl_target", None) is None:  # nothing steers it
+        run.learner.kl_coef = run.learner.kl_coef_set
     if run.paused is not None:
         run.paused.batch = to_device(run.paused.batch, run.device)
     if run.learner.step > run.config.train.steps:
