@@ -73,6 +73,12 @@ def message(changes: dict) -> str:
             ["belief_coef=0.1", "denoiser", "belief_coef: 0"],
         ),
         (
+            {"denoiser": {}, "rewards": {"noise": {"type": "length_bias", "coef": 0.3}}},
+            ["channel=flip", "length_bias", "channel: gaussian"],
+        ),
+        ({"rewards": {"gold": {"type": "exact", "weight": 0.0}}}, ["gold function", "weight 0"]),
+        ({"base": "config.yaml", "methods": {}}, ["'base'", "vrpo study"]),
+        (
             {"denoiser": {"one_right": True}, "train": {"microbatch": 4}},
             ["num_generations=8", "microbatch=4", "8 or more"],
         ),

@@ -69,7 +69,7 @@ def train_command(  # noqa: PLR0917 (typer reads the options off the parameters)
     _print_batch_plan(settings)
     folder = out or Path("runs") / f"{_recipe_name(config)}-{settings.algorithm.type}-s{settings.train.seed}"
     summary = train(settings, out=folder, resume=resume, checkpoint=checkpoint, allow_changes=allow_changes)
-    _print_accuracy(summary)
+    _print_accuracy(summary, by_others=bool(settings.rewards.gold or settings.rewards.noise))
     console.print(f"run folder: {folder}", markup=False)
 
 
@@ -310,13 +310,16 @@ def _print_batch_plan(settings: Config) -> None:
     console.print("\n".join(batch_plan(settings)), markup=False)
 
 
-def _print_accuracy(summary: dict[str, Any]) -> None:
+def _print_accuracy(summary: dict[str, Any], *, by_others: bool) -> None:
+    """The accuracies; `by_others`: judged by something else than what the policy learned from."""
     accuracy = summary["clean_accuracy"]
     table = Table("held-out clean accuracy", "step", "greedy", "sampled")
     for name in ("first", "best", "final"):
         e = accuracy[name]
         table.add_row(name, str(e["step"]), f"{e['greedy']:.3f}", f"{e['sampled']:.3f}")
     console.print(table)
+    if not by_others:
+        console.print("judged by the reward functions themselves; name functions you trust in rewards.gold to see their errors")
     if liked := summary.get("judge_pays_for"):
         words = ", ".join(f"{text!r} {slope:+.2f}" for text, slope in liked["occurring"].items())
         line = f"besides the verdict the judge pays {liked['a_token_more']:+.2f} for a token more"

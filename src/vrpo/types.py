@@ -87,9 +87,10 @@ class ScoredRollout:
 
     rollout: Rollout
     parts: Mapping[str, float | None]
-    """Clean value of each reward function before weighting; None where it was missing."""
+    """Value of each reward function before weighting and noise; None where it was missing."""
     clean_reward: float | None
-    """Weighted sum of `parts` before any noise; only metrics and evaluation may read it."""
+    """The verdict that is trusted: gold's, or without gold the weighted sum of `parts` before any noise; only metrics and evaluation may
+    read it."""
     reward: float | None
     """What the learner sees. None is *missing*: the sample leaves every loss and every denominator."""
     errors: tuple[str, ...] = ()

@@ -268,6 +268,33 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
         load_critic_weights(bottleneck, tmp_path / "critic")
 
 
+def test_a_folder_whose_run_was_refused_at_its_first_verdict_can_be_used_again(capsys, tmp_path):
+    reward = tmp_path / "reward.py"
+    reward.write_text("def f(completions, **_):\n    return [1.0]\n")
+    function = {"type": "function", "file": str(reward), "name": "f"}
+    config = write(tmp_path / "c.yaml", rewards={"functions": [function]}, train={"steps": 1})
+    command = ["train", config, "--out", str(tmp_path / "run")]
+    refused(capsys, *command)
+    reward.write_text("def f(completions, **_):\n    return [float('1' in c) for c in completions]\n")
+    with pytest.raises(SystemExit) as done:
+        main(command)
+    assert done.value.code == 0
+    assert "already holds a run" in refused(capsys, *command)
+
+
+def test_a_reward_file_can_import_its_neighbour(tmp_path):
+    (tmp_path / "neighbour_of_a_reward.py").write_text("def norm(text):\n    return text.strip()\n")
+    reward = tmp_path / "reward.py"
+    reward.write_text(
+        "from neighbour_of_a_reward import norm\ndef f(completions, **_):\n    return [float(norm(c) == '1') for c in completions]\n"
+    )
+    config = build(
+        Config,
+        BASE | {"rewards": {"functions": [{"type": "function", "file": str(reward), "name": "f"}]}},
+    )
+    assert vrpo.train(config, out=tmp_path / "run", display=Quiet())["reward_errors"] == 0
+
+
 # --- rewards ---------------------------------------------------------------------------------------------
 
 REWARDS = {
@@ -320,7 +347,9 @@ def test_trainer_refuses_in_one_line(tmp_path, given):
 @pytest.mark.parametrize("functions", [None, 3, ["exact"]])
 def test_what_is_no_function_is_refused_in_one_line(functions):
     with pytest.raises(ConfigError, match=r"reward_funcs=.* holds no functions"):
-        _check_arguments(Config(), functions, None)  # Trainer itself is type-checked here
+        _check_arguments(Config(), functions, None)
+    with pytest.raises(ConfigError, match=r"gold_funcs=.* holds no functions"):
+        _check_arguments(Config(), [len], None, functions)  # Trainer itself is type-checked here
 
 
 # --- every option does something -------------------------------------------------------------------------

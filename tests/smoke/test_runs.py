@@ -311,6 +311,47 @@ def test_trainer_takes_functions_rows_and_model_objects(tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").num_parameters() > 300_000
 
 
+def inverted(prompts, completions, answer, **columns):
+    return [1.0 - value for value in exact(prompts, completions, answer)]
+
+
+def test_gold_is_what_runs_are_judged_by_and_never_learned_from(tmp_path):
+    def some(prompts, completions, answer, **columns):
+        return [
+            value if len(text) < 3 else None
+            for value, text in zip(exact(prompts, completions, answer), completions, strict=True)
+        ]
+
+    runs = {
+        "none": None,
+        "gold": exact,
+        "some": some,
+        "nowhere": lambda completions, **_: [None] * len(completions),
+    }
+    seen, clean = {}, {}
+    for name, gold in runs.items():
+        ours = trainer(
+            inverted, tmp_path / name, gold_funcs=gold, config=python_config(steps=2, eval_every=0)
+        )
+        if name == "nowhere":  # no evaluation without a verdict
+            with pytest.raises(VrpoError, match="clean reward"):
+                ours.train(display=Quiet())
+            continue
+        ours.train(display=Quiet())
+        first = lines(tmp_path / name)[0]
+        seen[name], clean[name] = first["objective/scores"], first["objective/scores_clean"]
+        assert ("noise/seen_accuracy" in first) == (gold is not None)
+        if gold is not None:
+            assert first["noise/false_positive"] == 1.0 and first["noise/informativeness"] in (-1.0, None)
+    assert len(set(seen.values())) == 1  # and so is everything that is learned
+    assert clean["none"] == seen["none"] and clean["gold"] == pytest.approx(1.0 - seen["gold"])
+    weights = [
+        load_file(tmp_path / n / "checkpoints" / "step-2" / "policy" / "model.safetensors")
+        for n in ("none", "gold", "some")
+    ]
+    assert all(torch.equal(weights[0][k], other[k]) for other in weights[1:] for k in weights[0])
+
+
 @pytest.mark.parametrize(
     ("settings", "part"),
     [

@@ -129,6 +129,8 @@ def explain_validation(schema: type[BaseModel], error: ValidationError) -> str:
             # the last part is what the user wrote, whatever it looks like
             key = ".".join([*_user_path(schema, first["loc"][:-1]), str(first["loc"][-1])])
             line = f"unknown key {key!r}{_nearest(schema, first['loc'])}"
+            if key == "base" and "algorithm" in schema.model_fields:
+                line = "key 'base' belongs to a study; give this file to `vrpo study`"
         case "missing":
             line = f"{key} is required; add it"
         case "union_tag_invalid" | "union_tag_not_found":

@@ -277,11 +277,15 @@ NoiseConfig = Annotated[
 
 
 class RewardsConfig(Strict):
-    """How completions are judged in training; evaluation uses the functions without the noise."""
+    """How completions are judged: the policy learns from the functions with the noise, evaluation is by gold, or without it by the functions
+    without the noise."""
 
     functions: tuple[RewardFunctionConfig, ...] = Field((), strict=False)
-    """The clean reward is the weighted sum of these; missing as soon as one of them is missing. One mapping or a list
-    of them."""
+    """The reward is the weighted sum of these; missing as soon as one of them is missing. One mapping or a list of them."""
+    gold: tuple[RewardFunctionConfig, ...] = Field((), strict=False)
+    """Functions you trust, where you do not trust `functions`: the clean reward of evaluations and of every metric that tells how noisy the
+    reward is. Nothing learns from them; where they return None nothing is claimed. None given: the clean reward is that of `functions`
+    before the noise."""
     max_failed: Rate = 0.5
     """Share of a step's responses that a function may fail on; beyond it the run stops and says why."""
     noise: tuple[NoiseConfig, ...] = Field((), strict=False)
@@ -294,15 +298,18 @@ class RewardsConfig(Strict):
             return data
         if data.get("noise", ()) is None:
             data = {**data, "noise": ()}
-        alone = {name: (data[name],) for name in ("functions", "noise") if isinstance(data.get(name), dict)}
+        alone = {
+            name: (data[name],) for name in ("functions", "gold", "noise") if isinstance(data.get(name), dict)
+        }
         return {**data, **alone}
 
     @model_validator(mode="after")
     def _some_function_counts(self) -> "RewardsConfig":
-        if self.functions and not any(function.weight for function in self.functions):
-            raise ValueError(
-                "every function has weight 0, the reward would always be 0; give at least one another weight"
-            )
+        for name, functions in (("function", self.functions), ("gold function", self.gold)):
+            if functions and not any(function.weight for function in functions):
+                raise ValueError(
+                    f"every {name} has weight 0, the reward would always be 0; give at least one another weight"
+                )
         return self
 
     @model_validator(mode="after")

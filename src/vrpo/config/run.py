@@ -8,7 +8,7 @@ from vrpo.config.base import Strict
 from vrpo.config.learning import AlgorithmConfig, CriticConfig, DenoiserConfig, GrpoConfig, PpoConfig
 from vrpo.config.load import explain_validation
 from vrpo.config.presets import with_preset
-from vrpo.config.rewards import RewardsConfig
+from vrpo.config.rewards import GaussianNoise, KeywordBiasNoise, LengthBiasNoise, RewardsConfig
 from vrpo.config.tasks import TaskConfig
 from vrpo.errors import ConfigError
 
@@ -151,6 +151,17 @@ class Config(Strict):
                 raise ValueError(
                     f"{large}={b} is not a multiple of {small}={a}; use {large}={-(-b // a) * a} or another {small}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _flips_are_of_verdicts(self) -> "Config":
+        if self.denoiser is not None and self.denoiser.channel == "flip":
+            for noise in self.rewards.noise:
+                if isinstance(noise, (GaussianNoise, LengthBiasNoise, KeywordBiasNoise)):
+                    raise ValueError(
+                        f"denoiser.channel=flip is for rewards that are 0 or 1, and rewards.noise of type {noise.type} adds to them; set "
+                        "denoiser.channel: gaussian"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -60,6 +60,7 @@ def build_rewards(
     *,
     seed: int,
     extra_functions: Sequence[NamedFunction | Callable[..., Any]] = (),
+    extra_gold: Sequence[NamedFunction | Callable[..., Any]] = (),
     answers: Answers | None = None,
     labels: Labels | None = None,
 ) -> RewardPipeline:
@@ -69,6 +70,7 @@ def build_rewards(
         config: the `rewards:` section.
         seed: the run's seed, for the noise.
         extra_functions: functions given in Python; plain ones count with weight 1.
+        extra_gold: trusted functions given in Python.
         answers: `task.answers`, needed by `wrong_label` noise.
         labels: prompt id -> majority vote of the initial model, needed by `majority` noise. It is read when a
             step is scored, so it may be filled later.
@@ -76,12 +78,16 @@ def build_rewards(
     Raises:
         ConfigError: no function, a file without that function, or noise in an order that cannot work.
     """
-    functions = [_function(item) for item in config.functions]
-    functions += [item if isinstance(item, NamedFunction) else named(item) for item in extra_functions]
-    functions = _distinct(functions)
+    functions, gold = (
+        _distinct(
+            [_function(item) for item in configured]
+            + [item if isinstance(item, NamedFunction) else named(item) for item in given]
+        )
+        for configured, given in ((config.functions, extra_functions), (config.gold, extra_gold))
+    )
     _check_labels(config, functions)
     noise = [_noise(item, answers, labels) for item in config.noise]
-    return RewardPipeline(functions, noise, seed=seed, max_failed=config.max_failed)
+    return RewardPipeline(functions, noise, gold=gold, seed=seed, max_failed=config.max_failed)
 
 
 def reward_columns(config: RewardsConfig) -> set[str]:
@@ -90,7 +96,7 @@ def reward_columns(config: RewardsConfig) -> set[str]:
     Function files are executed to see their signatures; `RewardPipeline.columns` has the same answer later.
     """
     needs: set[str] = set()
-    for function in config.functions:
+    for function in (*config.functions, *config.gold):
         needs |= _function(function).needs
     for noise in config.noise:
         match noise:

@@ -2,6 +2,7 @@
 
 from asyncio import CancelledError
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any, final
 
@@ -19,8 +20,9 @@ from vrpo.types import Rollout, ScoredRollout
 class RewardPipeline:
     """Judges completions with every function, and for training puts the noise on the sum.
 
-        clean_reward = sum_f weight_f * value_f        missing as soon as one value is missing
-        reward       = noise_n(... noise_1(clean_reward))
+        verdict      = sum_f weight_f * value_f        missing as soon as one value is missing
+        reward       = noise_n(... noise_1(verdict))   of the functions
+        clean_reward = verdict                         of gold, or without it of the functions
 
     Order and length are kept. A function that raises is asked again one sample at a time, so that one bad
     sample costs only itself; a sample that raises, or gets something that is no finite number, is missing and
@@ -32,6 +34,7 @@ class RewardPipeline:
         functions: Sequence[NamedFunction],
         noise: Sequence[NoiseModel] = (),
         *,
+        gold: Sequence[NamedFunction] = (),
         seed: int,
         max_failed: float = 1.0,
     ) -> None:
@@ -40,6 +43,7 @@ class RewardPipeline:
         Args:
             functions: at least one, with distinct names.
             noise: applied in order, each to the output of the one before.
+            gold: functions that are trusted; they judge evaluations, and in training metrics alone.
             seed: the run's seed; noise draws come from streams named by kind, position in `noise` and sample.
             max_failed: share of a step's responses that a function may fail on.
         """
@@ -47,38 +51,60 @@ class RewardPipeline:
             raise ConfigError(
                 "no reward function, at least 1 is needed; add one to rewards.functions, such as {type: exact}"
             )
-        names = [function.name for function in functions]
-        if len(set(names)) < len(names):
-            raise ConfigError(f"reward functions are named {names}, names must differ; rename one")
+        for names in ([function.name for function in some] for some in (functions, gold)):
+            if len(set(names)) < len(names):
+                raise ConfigError(f"reward functions are named {names}, names must differ; rename one")
         self._functions = tuple(functions)
+        self._gold = tuple(gold)
         self._max_failed = max_failed
         self._noise = tuple((model, Draws(seed, model.kind, index)) for index, model in enumerate(noise))
 
     def close(self) -> None:
         """End the processes of isolated functions; they are started again when they are needed."""
-        for function in self._functions:
+        for function in (*self._functions, *self._gold):
             function.close()
+
+    @property
+    def knows_clean(self) -> bool:
+        """Whether the clean reward is another than the seen one: with gold, or noise of our own."""
+        return bool(self._gold or self._noise)
 
     @property
     def columns(self) -> frozenset[str]:
         """Columns that the functions and the noise cannot do without."""
-        needs = [function.needs for function in self._functions]
+        needs = [function.needs for function in (*self._functions, *self._gold)]
         return frozenset().union(*needs, *(model.needs for model, _ in self._noise))
 
     def score(self, rollouts: Sequence[Rollout], *, step: int) -> list[ScoredRollout]:
-        """Verdicts for training: `reward` with noise, `clean_reward` without.
+        """Verdicts for training: `reward` with noise, `clean_reward` by gold or without noise.
 
         Args:
             rollouts: the samples of one step; noise that is defined over a step needs all of them.
             step: number of the training step; names the draws of noise that is per prompt and step.
         """
-        scored = self.score_clean(rollouts)
+        scored = self._scored(rollouts, self._functions)
         for model, draws in self._noise:
             scored = model.apply(scored, step=step, draws=draws, judge=self.judge)
-        return scored
+        if not self._gold:
+            return scored
+        # gold that fails costs metrics, never the run
+        trusted = _judge(self._gold, rollouts, {}, 1.0)
+        return [
+            replace(item, clean_reward=verdict.reward, errors=(*item.errors, *verdict.errors))
+            for item, verdict in zip(scored, trusted, strict=True)
+        ]
 
     def score_clean(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        """Verdicts for evaluation: no noise, `reward` is `clean_reward`."""
+        """Verdicts for evaluation, by gold where there is some: no noise, `reward` is `clean_reward`."""
+        return self._scored(rollouts, self._gold or self._functions)
+
+    def judge(self, rollouts: Sequence[Rollout], replaced: Mapping[str, Sequence[Any]]) -> list[Verdict]:
+        """Verdicts with some columns replaced, one list entry per rollout: how label noise asks again."""
+        return _judge(
+            self._functions, rollouts, replaced, 1.0
+        )  # a few of a step's responses make no share of it
+
+    def _scored(self, rollouts: Sequence[Rollout], functions: Sequence[NamedFunction]) -> list[ScoredRollout]:
         scored = [
             ScoredRollout(
                 rollout=rollout,
@@ -87,7 +113,9 @@ class RewardPipeline:
                 reward=verdict.reward,
                 errors=verdict.errors,
             )
-            for rollout, verdict in zip(rollouts, self._judge(rollouts, {}, self._max_failed), strict=True)
+            for rollout, verdict in zip(
+                rollouts, _judge(functions, rollouts, {}, self._max_failed), strict=True
+            )
         ]
         if scored and all(item.clean_reward is None and item.errors for item in scored):
             raise RewardError(
@@ -96,30 +124,25 @@ class RewardPipeline:
             )
         return scored
 
-    def judge(self, rollouts: Sequence[Rollout], replaced: Mapping[str, Sequence[Any]]) -> list[Verdict]:
-        """Clean verdicts with some columns replaced, one list entry per rollout: how label noise asks again."""
-        return self._judge(rollouts, replaced, 1.0)  # a few of a step's responses make no share of it
 
-    def _judge(
-        self, rollouts: Sequence[Rollout], replaced: Mapping[str, Sequence[Any]], max_failed: float
-    ) -> list[Verdict]:
-        columns = [
-            _evaluate(function, rollouts, replaced, max_failed=max_failed) for function in self._functions
-        ]
-        verdicts = []
-        for row in zip(*columns, strict=True):
-            parts = {f.name: value for f, (value, _) in zip(self._functions, row, strict=True)}
-            values = [
-                f.weight * value
-                for f, (value, _) in zip(self._functions, row, strict=True)
-                if value is not None
-            ]
-            errors = tuple(error for _, error in row if error is not None)
-            total = sum(values) if len(values) == len(row) else None
-            if total is not None and _number(total) is None:
-                total, errors = None, (f"sum: bad_value: the weighted sum {total:g} is beyond fp32",)
-            verdicts.append(Verdict(parts=parts, reward=total, errors=errors))
-        return verdicts
+def _judge(
+    functions: Sequence[NamedFunction],
+    rollouts: Sequence[Rollout],
+    replaced: Mapping[str, Sequence[Any]],
+    max_failed: float,
+) -> list[Verdict]:
+    """Weighted sums of what the functions say, some columns replaced."""
+    columns = [_evaluate(function, rollouts, replaced, max_failed=max_failed) for function in functions]
+    verdicts = []
+    for row in zip(*columns, strict=True):
+        parts = {f.name: value for f, (value, _) in zip(functions, row, strict=True)}
+        values = [f.weight * value for f, (value, _) in zip(functions, row, strict=True) if value is not None]
+        errors = tuple(error for _, error in row if error is not None)
+        total = sum(values) if len(values) == len(row) else None
+        if total is not None and _number(total) is None:
+            total, errors = None, (f"sum: bad_value: the weighted sum {total:g} is beyond fp32",)
+        verdicts.append(Verdict(parts=parts, reward=total, errors=errors))
+    return verdicts
 
 
 HANGS_IN_A_ROW = 10

@@ -219,6 +219,9 @@ def load_function(file: str, name: str) -> Callable[..., Any]:
         raise ConfigError(
             f"{file}: no such file; correct rewards.functions.file (it is relative to the working directory)"
         )
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:  # last, so that nothing of ours is hidden by a file of that name
+        sys.path.append(folder)
     module_name = f"vrpo_reward_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path.resolve())
     if spec is None or spec.loader is None:

@@ -236,8 +236,8 @@ def name_rows(rows: Any, *, columns: Mapping[str, str], required: Sequence[str],
         name = columns.get(ours, ours)
         if name not in existing:
             raise DataError(
-                f"{source}: no column {name!r}, there is {_names(existing)}; say which one it is with "
-                f"task.columns: {{{ours}: <name>}}"
+                f"{source}: no column {name!r}, there is {_names(existing)}; rename the one that is "
+                f"meant, or say which it is with task.columns: {{{ours}: <name>}}"
             )
     values = [
         {key: value for key, value in row.items() if key not in theirs}

@@ -77,6 +77,8 @@ class Trainer:
             `task` and `rewards.functions` must be left out, since rows and functions are given here.
         processing_class: the tokenizer; None loads the one that belongs to `model`.
         reward_weights: one weight per function; None weighs each 1.
+        gold_funcs: one function or several of the same kind that you trust, where you do not trust `reward_funcs`: evaluations and
+            the metrics of noise go by their sum, and nothing learns from them. None: by `reward_funcs`.
         output_dir: the run folder.
 
     Raises:
@@ -93,13 +95,13 @@ class Trainer:
         config: Config | None = None,
         processing_class: Any = None,
         reward_weights: Sequence[float] | None = None,
+        gold_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
         output_dir: str | Path = "runs/vrpo",
     ) -> None:
         config = Config() if config is None else config
-        functions: Any = reward_funcs  # whatever else was given is refused below
-        if callable(reward_funcs) or isinstance(reward_funcs, NamedFunction):
-            functions = [reward_funcs]
-        _check_arguments(config, functions, reward_weights)
+        functions = _as_list(reward_funcs)
+        gold = () if gold_funcs is None else _as_list(gold_funcs)
+        _check_arguments(config, functions, reward_weights, gold)
         weights = [1.0] * len(functions) if reward_weights is None else reward_weights
         if reward_weights is not None and any(isinstance(f, NamedFunction) for f in functions):
             raise ConfigError(
@@ -123,6 +125,7 @@ class Trainer:
                 f if isinstance(f, NamedFunction) else named(f, weight=w)
                 for f, w in zip(functions, weights, strict=True)
             ],
+            gold=[f if isinstance(f, NamedFunction) else named(f) for f in gold],
         )
         self._out = Path(output_dir)
         self._run: Run | None = None
@@ -166,20 +169,25 @@ def _resume(resume: bool, checkpoint: int | None, allow_changes: bool) -> Resume
     return Resume(step=checkpoint, allow_changes=allow_changes) if resume else None
 
 
-def _check_arguments(config: object, functions: object, weights: object) -> None:
+def _as_list(functions: Any) -> Any:
+    """One function as a list of it; whatever else it is, `_check_arguments` looks at."""
+    return [functions] if callable(functions) or isinstance(functions, NamedFunction) else functions
+
+
+def _check_arguments(config: object, functions: object, weights: object, gold: object = ()) -> None:
     """Raise ConfigError for what a signature does not catch."""
     if not isinstance(config, Config):
         raise ConfigError(
             f"config={config!r:.60} is no vrpo.Config; pass vrpo.Config(...), or use vrpo.train for a file"
         )
-    if (
-        not isinstance(functions, Sequence)
-        or not functions
-        or not all(callable(f) or isinstance(f, NamedFunction) for f in functions)
-    ):
-        raise ConfigError(
-            f"reward_funcs={functions!r:.60} holds no functions; pass one function or a list of them"
-        )
+    for name, given in (("reward_funcs", functions), ("gold_funcs", gold)):
+        if not isinstance(given, Sequence) or not all(
+            callable(f) or isinstance(f, NamedFunction) for f in given
+        ):
+            raise ConfigError(f"{name}={given!r:.60} holds no functions; pass one function or a list of them")
+    if not functions:
+        raise ConfigError("reward_funcs=[] holds no functions; pass one function or a list of them")
+    assert isinstance(functions, Sequence)
     if weights is not None and (not isinstance(weights, Sequence) or len(weights) != len(functions)):
         raise ConfigError(
             f"reward_weights={weights!r:.60} for {len(functions)} reward_funcs; give a list of one weight each"

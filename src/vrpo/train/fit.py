@@ -17,6 +17,6 @@ def check_fit(task: Task, policy: Policy, rewards: RewardPipeline, *, max_comple
     lacking = sorted(rewards.columns - task.columns)
     if lacking:
         raise DataError(
-            f"the reward needs column {lacking[0]!r}, the data has {', '.join(sorted(task.columns)) or 'none'}; "
-            "map it with task.columns, or change the reward's column"
+            f"the reward needs column {lacking[0]!r} in every row, where the data has {', '.join(sorted(task.columns)) or 'none'}; write "
+            "null in rows that have no value, name the column in task.columns, or change the reward's"
         )

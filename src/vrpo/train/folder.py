@@ -33,6 +33,9 @@ from vrpo.train.lock import RunLock
 from vrpo.train.same_run import changed_settings, check_changes, not_exact_because
 from vrpo.types import EvalResult, ScoredRollout
 
+LABELS_FILE = "majority_labels.json"
+"""Votes of the initial model, where noise asks for them."""
+
 FORMAT = 2
 """Version of the layout above. 1 had no run.json."""
 
@@ -78,7 +81,7 @@ class RunFolder:
             StorageError: it cannot be written.
         """
         saved = self.path / "config.yaml"
-        if saved.exists() and not resume:
+        if saved.exists() and not resume and self._has_begun():
             raise CheckpointError(
                 f"{self.path} already holds a run; add --resume to continue it, or choose another --out"
             )
@@ -109,6 +112,11 @@ class RunFolder:
         append_line(self.sessions, {"since": _now(), "pid": os.getpid(), "changes": changes, **now})
         self.write("config.yaml", config_yaml)
         return changes
+
+    def _has_begun(self) -> bool:
+        """Whether anything was recorded: a run that was refused at its first verdict can be started again."""
+        kept = [*self.records, self.path / LABELS_FILE]
+        return any(path.exists() and path.stat().st_size for path in kept) or any(self.checkpoints.glob("*"))
 
     def close(self) -> None:
         """Give the lock back; again is no error."""

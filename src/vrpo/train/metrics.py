@@ -84,6 +84,17 @@ def mean_kl(batch: Batch, other: Tensor) -> float:
     return float(torch.where(batch.mask, per_token, 0.0).sum() / responses)
 
 
+OF_NOISE = (
+    "noise/false_", "noise/informativeness", "noise/seen_accuracy", "denoiser/accuracy", "denoiser/auc", "denoiser/corr"
+)  # fmt: skip
+"""How the names of those begin that compare the seen reward, or what the denoiser makes of it, with a clean one."""
+
+
+def without_claims(metrics: Metrics) -> Metrics:
+    """The metrics less `OF_NOISE`: where the clean reward is the seen one by definition, they would call any judge perfect."""
+    return {name: value for name, value in metrics.items() if not name.startswith(OF_NOISE)}
+
+
 def reward_metrics(batch: Batch, *, kl_coef: float, belief_coef: float) -> Metrics:
     """Seen and clean reward, the KL penalties, and how the noise behaved."""
     seen = batch.scores[batch.valid]

@@ -21,7 +21,7 @@ def check_files(config: Config) -> None:
     for key, path in (("model.path", config.model.path), ("critic.path", critic_path)):
         if path is not None and looks_local(path) and not _is_dir(path):
             raise ModelError(f"{key}={path!r}: there is no such folder; give a model folder or a hub name")
-    for function in config.rewards.functions:
+    for function in (*config.rewards.functions, *config.rewards.gold):
         if isinstance(function, FunctionReward) and not _is_file(function.file):
             raise ConfigError(
                 f"reward file {function.file!r} does not exist; the path is relative to the working directory"

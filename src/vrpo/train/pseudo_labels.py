@@ -9,9 +9,8 @@ from vrpo.errors import ConfigError
 from vrpo.rewards import answer_extractor, majority_label
 from vrpo.rollout import Engine
 from vrpo.tasks import Task
-from vrpo.train.folder import RunFolder
+from vrpo.train.folder import LABELS_FILE, RunFolder
 
-LABELS_FILE = "majority_labels.json"
 MAX_PROMPTS = 100_000
 """A generated task has no end; voting on more prompts than this is a mistake."""
 PROMPTS_AT_ONCE = 256

@@ -134,6 +134,8 @@ class Ingredients:
     task: Task
     functions: Sequence[NamedFunction] = ()
     """Reward functions besides those of the configuration."""
+    gold: Sequence[NamedFunction] = ()
+    """Trusted ones besides those of the configuration."""
 
 
 def load_ingredients(config: Config) -> Ingredients:
@@ -252,6 +254,7 @@ def _build_rewards(config: Config, ingredients: Ingredients) -> _Rewards:
         config.rewards,
         seed=config.train.seed,
         extra_functions=ingredients.functions,
+        extra_gold=ingredients.gold,
         answers=ingredients.task.answers,
         labels=labels,
     )

@@ -53,7 +53,7 @@ EXACT_ONLY_WITH = ("platform", "processor", "torch_threads", "gpu", "versions")
 def inputs_of(config: Config, policy: Policy, task: Task) -> dict[str, str]:
     """Hashes of what a configuration only names: initial weights, data, reward files."""
     found = {"initial model": _weights_hash(policy), "data": task.fingerprint()}
-    for function in config.rewards.functions:
+    for function in (*config.rewards.functions, *config.rewards.gold):
         if isinstance(function, FunctionReward):
             found[f"reward file {function.file}"] = hashlib.sha256(
                 Path(function.file).read_bytes()
@@ -111,7 +111,7 @@ def not_exact_because(before: Mapping[str, Any], now: Mapping[str, Any]) -> list
 
 def _harmless(key: str) -> bool:
     return key in MAY_CHANGE or (
-        key.startswith("rewards.functions.") and key.rpartition(".")[2] in HOW_A_FUNCTION_IS_CALLED
+        key.startswith(("rewards.functions.", "rewards.gold.")) and key.rpartition(".")[2] in HOW_A_FUNCTION_IS_CALLED
     )
 
 

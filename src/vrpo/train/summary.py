@@ -62,7 +62,7 @@ def summarise(folder: RunFolder, config: Config, *, seconds: float) -> dict[str,
         "skipped_updates": sum(
             line.get(name) or 0.0
             for line in lines
-            for name in ("policy/skipped_updates", "val/skipped_updates")
+            for name in ("policy/skipped_updates", "val/skipped_updates", "denoiser/skipped_updates")
         ),
         "warnings": [f"step {w['step']}: {w['message']}" for w in folder.read_warnings()],
         "best_checkpoint": checkpoint.best_of(

@@ -223,7 +223,7 @@ def _hacking(run: _Run) -> str | None:
             continue
         return (
             f"{seen} rose by {up:.3g} while {clean} fell by {-down:.3g}: the policy learns the error of the reward; stop "
-            "here, go on from the best checkpoint, and use algorithm.type vrpo or a larger algorithm.kl_coef"
+            "here, and go on from the best checkpoint with a denoiser (short answers) or a larger algorithm.kl_coef"
         )
     return None
 
