@@ -23,13 +23,7 @@ from vrpo.train.files import finite
 from vrpo.train.folder import readable
 from vrpo.train.learning import update_critic, update_denoiser, update_policy
 from vrpo.train.memory import peak_bytes
-from vrpo.train.metrics import (
-    critic_metrics,
-    policy_metrics,
-    reward_metrics,
-    rollout_metrics,
-    without_claims,
-)
+from vrpo.train.metrics import policy_metrics, sampled_metrics
 from vrpo.train.milestones import due, evaluate_if_due, save_whole_step, watch, write_worst_tokens
 from vrpo.train.numerics import not_finite
 from vrpo.train.oracle import exact_values
@@ -150,17 +144,12 @@ def _prepare(run: Run, step: int) -> Prepared:
         critic_state = run.objective.observe_returns(batch, critic_state)
 
     skipped = run.learner.skipped_in_a_row
-    metrics = {
-        "episode": float(step * config.train.completions_per_step),
-        **reward_metrics(batch, kl_coef=run.learner.kl_coef, belief_coef=config.algorithm.belief_coef),
-        **rollout_metrics(scored),
-        **critic_metrics(batch),
-        **denoising,
-    }
+    weights = {"kl_coef": run.learner.kl_coef, "belief_coef": config.algorithm.belief_coef}
+    metrics = sampled_metrics(batch, scored, denoising, knows_clean=run.rewards.knows_clean, **weights)
     return Prepared(
         step=step,
         batch=batch,
-        metrics=metrics if run.rewards.knows_clean else without_claims(metrics),
+        metrics={"episode": float(step * config.train.completions_per_step), **metrics},
         rows=readable(scored),
         tokens=sum(s.rollout.num_actions for s in scored),
         critic_state=critic_state,

@@ -90,9 +90,32 @@ OF_NOISE = (
 """How the names of those begin that compare the seen reward, or what the denoiser makes of it, with a clean one."""
 
 
-def without_claims(metrics: Metrics) -> Metrics:
-    """The metrics less `OF_NOISE`: where the clean reward is the seen one by definition, they would call any judge perfect."""
-    return {name: value for name, value in metrics.items() if not name.startswith(OF_NOISE)}
+def sampled_metrics(
+    batch: Batch,
+    scored: Sequence[ScoredRollout],
+    denoising: Metrics,
+    *,
+    kl_coef: float,
+    belief_coef: float,
+    knows_clean: bool,
+) -> Metrics:
+    """What a step's samples say before anything learns from them.
+
+    Args:
+        batch: the samples, annotated.
+        scored: the same with their text and verdicts.
+        denoising: the denoiser's own.
+        kl_coef: weight of the KL to the initial model in the reward.
+        belief_coef: of that to the denoiser's model.
+        knows_clean: False leaves out `OF_NOISE`: where the clean reward is the seen one by definition, they would call any judge perfect.
+    """
+    metrics = {
+        **reward_metrics(batch, kl_coef=kl_coef, belief_coef=belief_coef),
+        **rollout_metrics(scored),
+        **critic_metrics(batch),
+        **denoising,
+    }
+    return metrics if knows_clean else {k: v for k, v in metrics.items() if not k.startswith(OF_NOISE)}
 
 
 def reward_metrics(batch: Batch, *, kl_coef: float, belief_coef: float) -> Metrics:
