@@ -1,14 +1,19 @@
 """`vrpo diagnose`: known noise is found again, biases are named, and the advice follows from the numbers."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+import yaml
+from scipy.stats import norm
 
 from vrpo.cli import main
+from vrpo.config import Config, build
 from vrpo.errors import DataError
 from vrpo.train.advice import advise
-from vrpo.train.diagnosis import Judged, diagnose, read_judged
+from vrpo.train.diagnosis import Judged, diagnose
+from vrpo.train.diagnosis_files import read_judged
 
 
 def sample(prompts=100, group=8, *, false_positive=0.0, false_negative=0.0, seed=0, gold=True, change=None):
@@ -53,7 +58,7 @@ def test_intervals_cover_the_truth():
     ("rates", "part"),
     [
         ({}, "little noise"),
-        ({"false_positive": 0.3, "false_negative": 0.3}, "use `denoiser"),
+        ({"false_positive": 0.3, "false_negative": 0.3}, "use `denoiser: {false_positive: 0."),
         ({"false_positive": 0.5, "false_negative": 0.5, "seed": 4}, "may be 0"),
         ({"false_positive": 0.8, "false_negative": 0.8}, "surely below 0"),
         ({"gold": False}, "no gold verdicts"),
@@ -69,30 +74,305 @@ def test_a_reward_that_never_differs_teaches_nothing():
     assert found.ties == 1.0 and "nothing can be learned" in advise(found)[0]
 
 
-def test_length_and_keywords_that_pay_are_named():
+def test_a_length_that_pays_is_named():
     def longer(row, draw):
         return row | {"rewards": (row["rewards"][0] + 0.1 * row["length"],)}
 
-    def phrase(row, draw):
-        said = draw.random() < 0.5
-        return row | {
-            "completion": "I am certain" if said else "I guess",
-            "rewards": (row["rewards"][0] + said,),
-        }
-
     found = diagnose(sample(change=longer))
     assert found.length_correlation > 0.5 and not found.binary and found.informativeness is None
-    assert any("longer completions" in line for line in advise(found))
-    assert sum("the same denoiser, told more" in line for line in advise(found)) == 1
-    found = diagnose(sample(change=phrase))
-    assert {word for word, _ in found.keywords} == {"certain", "guess"}
-    assert sum("nuisance: tokens" in line for line in advise(found)) == 2
-    assert sum("the same denoiser, told more" in line for line in advise(found)) == 1
-    assert not any("told more" in line for line in advise(diagnose(sample())))
-    assert (
-        diagnose(sample(false_positive=0.3)).keywords == ()
-        and abs(diagnose(sample()).length_correlation) < 0.1
+    assert any("the longer ones are paid more" in line for line in advise(found))
+    assert sum("nuisance: tokens" in line for line in advise(found)) == 1
+    assert not any("nuisance" in line or "paid more" in line for line in advise(diagnose(sample())))
+    assert abs(diagnose(sample(false_positive=0.3)).length_correlation) < 0.1
+
+
+def test_right_answers_that_are_longer_are_no_liking_for_length():
+    def right_is_long(row, draw):
+        return row | {"length": 10 + 10 * int(row["gold"]) + int(draw.integers(3))}
+
+    noisy = {"false_positive": 0.2, "false_negative": 0.2}
+    assert abs(diagnose(sample(**noisy, change=right_is_long)).length_correlation) < 0.15
+    without = diagnose(
+        sample(**noisy, gold=False, change=lambda row, draw: right_is_long(row, draw) if row["gold"] else row)
     )
+    assert without.length_correlation is not None and not without.equally_right
+    assert diagnose(sample(change=right_is_long)).length_correlation is None  # nothing is left to explain
+
+
+# --- words and characters ---------------------------------------------------------------------------
+
+
+def texts(seed, *, words, pays=lambda text: 0.0, noise=0.0, prompts=64, group=8, gold=True):
+    """Numbers of two digits, or words, as answers; gold is whether one begins as its prompt's, the reward that and what `pays` says."""
+    draw = np.random.default_rng(seed)
+    rows = []
+    for prompt in range(prompts):
+        for _ in range(group):
+            text = words(draw)
+            right = float(draw.random() < 0.4)
+            seen = 1.0 - right if draw.random() < noise else right
+            rows.append(
+                Judged(
+                    prompt_id=f"p{prompt}",
+                    completion=text,
+                    length=len(text),
+                    rewards=(seen + pays(text),),
+                    gold=right if gold else None,
+                )
+            )
+    return rows
+
+
+def numbers(draw):
+    return str(draw.integers(10, 100))
+
+
+def sentences(draw):
+    return " ".join(f"w{i}" for i in draw.integers(0, 400, size=draw.integers(5, 40)))
+
+
+def coin(seed, *, gold):
+    draw = np.random.default_rng(seed)
+    return [
+        Judged(
+            prompt_id=f"p{row // 8}",
+            completion=sentences(draw),
+            length=1,
+            rewards=(float(draw.random() < 0.5),),
+            gold=float(draw.random() < 0.5) if gold else None,
+        )
+        for row in range(64 * 8)
+    ]
+
+
+@pytest.mark.parametrize("gold", [False, True])
+def test_a_coin_pays_for_no_word(gold):
+    found = [bool(diagnose(coin(seed, gold=gold)).keywords) for seed in range(20)]
+    assert sum(found) <= 1
+
+
+@pytest.mark.parametrize("gold", [False, True])
+def test_a_character_that_pays_is_named_alone(gold):
+    rows = texts(0, words=numbers, pays=lambda text: 0.5 * ("9" in text), noise=0.1, gold=gold)
+    found = diagnose(rows)
+    assert [word for word, _ in found.keywords] == ["9"] and found.short
+    assert found.keywords[0][1] == pytest.approx(0.5, abs=0.15)
+    assert any("for '9'" in line for line in advise(found))
+
+
+def test_short_words_that_pay_are_named_and_single_characters_of_texts_are_not():
+    rows = texts(
+        1, words=sentences, pays=lambda text: 0.5 * ("w7" in text.split()) - 0.5 * ("w8" in text.split())
+    )
+    found = diagnose(rows)
+    assert {word for word, _ in found.keywords} == {"w7", "w8"} and not found.short
+    assert dict(found.keywords) == {"w7": pytest.approx(0.5), "w8": pytest.approx(-0.5)}
+
+
+def test_of_words_that_stand_together_the_one_that_is_paid_is_named():
+    found = diagnose(
+        texts(
+            2,
+            words=lambda draw: "I am certain" if draw.random() < 0.5 else "I guess",
+            pays=lambda text: float("certain" in text),
+        )
+    )
+    assert found.keywords == (("certain", pytest.approx(1.0)),)
+    assert sum("nuisance: tokens" in line for line in advise(found)) == 1
+
+
+def test_what_is_right_is_not_mistaken_for_what_pays():
+    def says_so(row, draw):
+        return row | {"completion": "yes indeed" if row["gold"] or draw.random() < 0.2 else "never"}
+
+    noisy = {"false_positive": 0.2, "false_negative": 0.2, "change": says_so}
+    assert diagnose(sample(**noisy)).keywords == ()
+    without = [
+        Judged(prompt_id=j.prompt_id, completion=j.completion, length=j.length, rewards=j.rewards)
+        for j in sample(**noisy)
+    ]
+    assert [word for word, _ in diagnose(without).keywords] == ["indeed"]
+
+
+def test_a_slope_is_not_advised_for_rewards_that_are_0_or_1():
+    def certain(row, draw):
+        said = draw.random() < 0.5
+        reward = float(said) if draw.random() < 0.5 else row["gold"]
+        return row | {"completion": "I am certain" if said else "I guess", "rewards": (reward,)}
+
+    lines = advise(diagnose(sample(change=certain)))
+    assert any("'certain'" in line for line in lines) and not any("nuisance" in line for line in lines)
+    assert any("nothing here takes a liking out" in line for line in lines)
+
+
+# --- gold -------------------------------------------------------------------------------------------
+
+
+def scores(seed, strength, *, prompts=60, group=8):
+    """A score on a scale, right completions `strength` standard deviations above wrong ones of the same prompt."""
+    draw = np.random.default_rng(seed)
+    rows = []
+    for prompt in range(prompts):
+        easy = 3.0 * draw.normal()
+        for _ in range(group):
+            right = float(draw.random() < 0.4)
+            reward = 5.0 + easy + strength * right + draw.normal()
+            rows.append(
+                Judged(prompt_id=f"p{prompt}", completion="x", length=1, rewards=(reward,), gold=right)
+            )
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("strength", "part"),
+    [
+        (0.0, "may be 0.5, where nothing can be learned"),
+        (1.0, "learning is possible: AUC"),
+        (-1.0, "surely below 0.5"),
+        (4.0, "little noise"),
+    ],
+)
+def test_a_score_is_ranked_against_gold(strength, part):
+    found = diagnose(scores(0, strength))
+    truth = norm.cdf(strength / np.sqrt(2))
+    assert found.auc.low <= truth <= found.auc.high and found.auc.high - found.auc.low < 0.16
+    assert found.auc_of_siblings and found.informativeness is None
+    wrong, right = found.mean_if
+    assert right - wrong == pytest.approx(strength, abs=0.8)
+    lines = advise(found)
+    assert any(part in line for line in lines)
+    assert any("channel: gaussian" in line for line in lines) == (strength == 1.0)
+
+
+def test_intervals_of_rankings_cover_the_truth():
+    truth = norm.cdf(1 / np.sqrt(2))
+    siblings = [diagnose(scores(seed, 1.0, prompts=20, group=4)).auc for seed in range(60)]
+    assert np.mean([x.low <= truth <= x.high for x in siblings]) >= 0.9
+    spread = norm.cdf(1 / np.sqrt(2 * 10))  # prompts differ by three standard deviations
+    strangers = [diagnose(scores(seed, 1.0, prompts=80, group=1)) for seed in range(60)]
+    assert not any(x.auc_of_siblings for x in strangers)
+    assert np.mean([x.auc.low <= spread <= x.auc.high for x in strangers]) >= 0.9
+
+
+def test_a_few_prompts_that_agree_are_no_certainty():
+    found = diagnose(scores(3, 20.0, prompts=2))
+    assert found.auc.value == 1.0 and found.auc.low <= 0.5
+
+
+def test_gold_of_one_kind_gives_no_verdict():
+    rows = sample(10, change=lambda row, draw: row | {"gold": 1.0})
+    assert any("every completion with a gold verdict is right" in line for line in advise(diagnose(rows)))
+
+
+def test_gold_that_is_no_verdict_is_refused(tmp_path, capsys):
+    rows = [
+        {"prompt": "p", "completion": "x", "reward": 0.5, "gold": 1},
+        {"prompt": "p", "completion": "y", "reward": 1, "gold": 3},
+    ]
+    out, err, status = run(tmp_path, capsys, "\n".join(map(json.dumps, rows)))
+    assert status == 2 and out == "" and "line 2: gold is 3, a gold verdict is 0 (wrong) or 1 (right)" in err
+    with pytest.raises(DataError, match=r"gold is 0\.4 for completion 'x'"):
+        diagnose([Judged(prompt_id="p", completion="x", length=1, rewards=(1.0,), gold=0.4)])
+
+
+def clean_rows(seen):
+    draw = np.random.default_rng(0)
+    for row in range(200):
+        clean = float(draw.random() < 0.4)
+        yield {"prompt_id": f"p{row // 8}", "completion": "x", "clean_reward": clean, **seen(clean, draw)}
+
+
+def test_a_judge_is_not_compared_with_itself(tmp_path, capsys):
+    line = "1. clean_reward equals reward in every row: no gold; give --gold or a gold key\n"
+
+    def diagnosed(seen):
+        out, _, status = run(tmp_path, capsys, "\n".join(json.dumps(row) for row in clean_rows(seen)))
+        assert status == 0
+        return out
+
+    itself = diagnosed(lambda clean, draw: {"reward": clean})
+    assert line in itself and "J =" not in itself and "little noise" not in itself
+    # a missing reward is no difference
+    partly = diagnosed(lambda clean, draw: {"reward": clean if draw.random() < 0.9 else None})
+    assert line in partly and "J =" not in partly
+    noisy = diagnosed(lambda clean, draw: {"reward": clean if draw.random() < 0.7 else 1 - clean})
+    assert line not in noisy and "J = 1" in noisy
+    # a key named gold is always gold
+    trusted = diagnosed(lambda clean, draw: {"reward": clean, "gold": clean})
+    assert line not in trusted and "little noise" in trusted
+    scored = diagnosed(lambda clean, draw: {"clean_reward": clean + 0.5, "reward": clean + draw.random()})
+    assert "is no verdict of 0 or 1: no gold" in scored and "AUC" not in scored
+
+
+@pytest.mark.parametrize("given", [40, 400])
+def test_the_gold_that_would_tell_is_more_than_there_is(given):
+    """With J at 0 no number tells."""
+    half = given // 4
+
+    def rows(wrong_paid, right_paid):
+        kinds = [(0.0, 1.0, wrong_paid), (0.0, 0.0, 2 * half - wrong_paid), (1.0, 1.0, right_paid)]
+        kinds.append((1.0, 0.0, 2 * half - right_paid))
+        return [
+            Judged(prompt_id="p", completion="x", length=1, rewards=(reward,), gold=gold)
+            for gold, reward, count in kinds
+            for _ in range(count)
+        ]
+
+    lines = advise(diagnose(rows(half, half)))
+    assert any("cannot be told apart from 0" in line for line in lines)
+    assert not any("gold verdicts in all" in line for line in lines)
+    for sign in (1, -1):
+        lines = advise(diagnose(rows(half, half + sign * (3 if given == 40 else 12))))
+        needed = [int(m) for line in lines for m in re.findall(r"about (\d+) gold verdicts", line)]
+        assert len(needed) == 1 and given < needed[0] < 20 * given
+
+
+# --- advice -----------------------------------------------------------------------------------------
+
+
+def texts_of_many_words(row, draw):
+    return row | {"completion": " ".join(["because"] * 50)}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        sample(false_positive=0.3, false_negative=0.3),
+        texts(0, words=numbers, pays=lambda text: 0.5 * ("9" in text)),
+        scores(0, 1.0),
+    ],
+    ids=["flips", "nine", "score"],
+)
+def test_what_is_advised_is_a_configuration_and_filters(rows):
+    lines = advise(diagnose(rows))
+    advised = next(line for line in lines if "use `denoiser" in line)
+    config = {
+        "model": {"path": "vrpo:tiny"},
+        "task": {"type": "arithmetic"},
+        "rewards": {"functions": [{"type": "exact"}]},
+    }
+    for settings in re.findall(r"`(\w+: \{[^`]*\})`", advised):
+        config |= yaml.safe_load(settings)
+    built = build(Config, config)
+    assert built.denoiser.one_right and built.algorithm.belief_coef == 0.3
+    assert built.denoiser.channel == ("flip" if diagnose(rows).binary else "gaussian")
+    assert sum("use `" in line for line in lines) == 1
+
+
+def test_long_answers_are_not_promised_a_filter():
+    noisy = {"false_positive": 0.3, "false_negative": 0.3}
+    lines = advise(diagnose(sample(**noisy, change=texts_of_many_words)))
+    assert not any("use `" in line or "one_right" in line for line in lines)
+    assert sum("nothing better is known here" in line for line in lines) == 1
+
+
+def test_errors_that_stay_are_told():
+    def twice(row, draw):
+        return row | {"rewards": row["rewards"] * 2}
+
+    noisy = {"false_positive": 0.2, "false_negative": 0.2}
+    assert any("few prompts seen often" in line for line in advise(diagnose(sample(**noisy, change=twice))))
+    assert not any("few prompts" in line for line in advise(diagnose(sample(**noisy))))
 
 
 def test_easy_prompts_do_not_look_like_a_length_bias():
@@ -161,22 +441,70 @@ def test_files(tmp_path, capsys):
     assert ended.value.code == 0 and "completions" in capsys.readouterr().out
 
 
+def run(tmp_path, capsys, content):
+    """What `vrpo diagnose` prints about a file of this content, and its status."""
+    path = tmp_path / "judged.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SystemExit) as ended:
+        main(["diagnose", str(path)])
+    captured = capsys.readouterr()
+    return captured.out, captured.err, ended.value.code
+
+
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ("{", "no JSON"),
-        ('{"completion": "x", "prompt": "p"}', "no reward"),
-        ('{"completion": "x", "reward": 1}', "no prompt"),
-        ('{"completion": "x", "reward": "good", "prompt": "p"}', "'good'"),
-        ('{"completion": "x", "reward": [], "prompt": "p"}', "must be numbers"),
+        (b"{", "no JSON"),
+        (b"[1]", "[1] is no object"),
+        (b'{"completion": "x", "prompt": "p"}', "no reward"),
+        (b'{"completion": "x", "reward": 1}', "no prompt"),
+        (b'{"completion": 5, "reward": 1, "prompt": "p"}', "completion is 5, text is needed"),
+        (b'{"completion": "x", "reward": "good", "prompt": "p"}', "reward is 'good', a number"),
+        (b'{"completion": "x", "reward": [], "prompt": "p"}', "reward is []"),
+        (b'{"completion": "x", "reward": NaN, "prompt": "p"}', "reward is nan"),
+        (b'{"completion": "x", "reward": 1' + b"0" * 400 + b', "prompt": "p"}', "reward is 1000"),
+        (b'{"completion": "x", "reward": 1' + b"0" * 5000 + b', "prompt": "p"}', "no JSON"),
+        (b'{"completion": "x", "reward": 1, "prompt": ' + b"[" * 100_000 + b"}", "no JSON"),
+        (b'{"completion": "x", "reward": 1, "prompt": "p", "tokens": "abc"}', "tokens is 'abc', a number"),
+        (b'{"completion": "x", "reward": 1, "prompt": "p", "tokens": 1.5}', "tokens is 1.5, a count"),
+        (b'{"completion": "x", "reward": 1, "prompt": "p", "gold": "yes"}', "gold is 'yes', a number"),
+        (b'{"completion": "x", "reward": 1, "prompt": "p", "parts": "abc"}', "parts is 'abc', an object"),
+        (b'{"completion": "x", "reward": 1, "prompt": "p", "parts": {"a": "b"}}', "a is 'b', a number"),
+        ('{"completion": "\xe9", "reward": 1, "prompt": "p"}'.encode("latin-1"), "byte 0xe9 is no UTF-8"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path, line, part):
-    path = tmp_path / "bad.jsonl"
-    path.write_text(f'{{"completion": "x", "reward": 1, "prompt": "p"}}\n{line}\n')
-    with pytest.raises(DataError, match="line 2") as caught:
-        read_judged(path)
-    assert part in str(caught.value)
+def test_a_bad_line_is_one_line_with_file_and_number(tmp_path, capsys, line, part):
+    out, err, status = run(
+        tmp_path, capsys, b'{"completion": "x", "reward": 1, "prompt": "p"}\n' + line + b"\n"
+    )
+    assert status == 2 and out == "" and err.count("\n") == 1 and "Traceback" not in err
+    assert "judged.jsonl, line 2: " in err and part in err and "; " in err and len(err) < 400
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path, capsys):
+    rows = [
+        {"prompt": "p", "completion": f"one{end}[/two]", "reward": number}
+        for number, end in enumerate("\u2028\u2029\x85\x0b\x0c\x1c\r")
+    ]
+    content = "\ufeff" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    # JSON has control characters escaped
+    assert [j.completion for j in read(tmp_path, content)] == [row["completion"] for row in rows]
+    assert run(tmp_path, capsys, content)[2] == 0
+
+
+def read(tmp_path, content):
+    path = tmp_path / "judged.jsonl"
+    path.write_bytes(content.encode())
+    return read_judged(path)
+
+
+def test_words_are_no_markup(tmp_path, capsys):
+    rows = [
+        {"prompt": f"p{n // 8}", "completion": "[/b] well" if n % 3 else "no", "reward": 0.3 * (n % 3 > 0)}
+        for n in range(80)
+    ]
+    out, _, status = run(tmp_path, capsys, "\n".join(map(json.dumps, rows)))
+    assert status == 0 and "paid for" in out
 
 
 @pytest.mark.parametrize(
@@ -207,3 +535,12 @@ def test_a_configuration_is_sampled_and_its_noise_found(capsys):
         )
     out = capsys.readouterr().out
     assert ended.value.code == 0 and "of 1" in out and "rho+" in out and "scored again" in out
+
+
+def test_a_judge_that_a_9_impresses_is_found_out(capsys):
+    bonus = "rewards.noise={type: keyword_bias, phrase: '9', bonus: 0.5}"
+    with pytest.raises(SystemExit) as ended:
+        main(["diagnose", "recipes/arith_cpu", "--prompts", "32", "--set", bonus])
+    out = capsys.readouterr().out
+    assert ended.value.code == 0 and out.count("paid for '") == 1
+    assert "paid for '9'" in out and "+0.500" in out and "nuisance: tokens" in out

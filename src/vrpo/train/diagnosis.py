@@ -1,30 +1,26 @@
 """`vrpo diagnose`: is this reward noisy, and can anything be learned from it?
 
     sample completions -> score them, several times -> numbers with intervals -> advice (`train.advice`)
+    or read them from a file (`train.diagnosis_files`)
 
-Everything is estimated from completions of the model that would be trained. Where gold verdicts are known, the noise channel
-is estimated with exact binomial intervals (Clopper and Pearson 1934); without gold only what a reward shows of itself is.
+Everything is estimated from completions of the model that would be trained. Where gold verdicts are known, the noise is measured
+against them (`train.diagnosis_channel`); without gold only what a reward shows of itself is, such as what it pays for
+(`train.diagnosis_biases`).
 """
 
-import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, spearmanr
 
 from vrpo.errors import DataError
+from vrpo.train.diagnosis_biases import are_short, comparable, correlation, keywords, length_correlation
+from vrpo.train.diagnosis_channel import Rate, error_rates, ranking
 
-WORD = re.compile(r"[^\W\d_]{3,}")
-"""What counts as a keyword: three letters or more."""
-FEWEST_WITH_WORD = 10
-"""Completions that must have a word, and must lack it, before its effect is looked at."""
-CONFIDENCE = 0.95
+VERDICT = "a gold verdict is 0 (wrong) or 1 (right), or null where there is none; write marks on a scale as 1 from the mark on that passes"
+"""What a message about another gold value says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,23 +37,11 @@ class Judged:
     rewards: tuple[float | None, ...]
     """The reward, once per time it was scored; None: missing."""
     gold: float | None = None
-    """The trusted verdict; None: not known."""
+    """The trusted verdict, 0 or 1; None: not known."""
+    clean_reward: float | None = None
+    """The reward before simulated noise. Gold where nothing else is, unless it is the reward itself on all completions."""
     parts: Mapping[str, float | None] | None = None
     """Each reward function's value the first time."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rate:
-    """A share with its interval.
-
-    Example: Rate(value=0.31, low=0.24, high=0.39, of=160)
-    """
-
-    value: float
-    low: float
-    high: float
-    of: int
-    """Completions it was counted over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +64,14 @@ class Diagnosis:
     disagreement: Mapping[str, float]
     """"a, b" -> Spearman correlation of two reward functions over completions."""
     length_correlation: float | None
-    """Spearman correlation of reward and length within prompts."""
+    """Spearman correlation of reward and length among comparable completions."""
     keywords: tuple[tuple[str, float], ...]
-    """Words with the largest difference in mean reward within prompts, where it is beyond 3 standard errors."""
+    """Words, and where completions are short characters, that go with more or less reward among comparable completions, the surest first;
+    what each adds to it."""
+    equally_right: bool
+    """Whether completions were comparable if they answer the same prompt and are equally right; else the same prompt was enough."""
+    short: bool
+    """Whether completions are short answers."""
     ties: float
     """Share of prompts whose completions all get the same reward."""
     false_positive: Rate | None
@@ -91,12 +80,25 @@ class Diagnosis:
     """rho- = P(reward 0 | gold 1)."""
     informativeness: Rate | None
     """J; its interval is that of the sum of two independent rates."""
+    auc: Rate | None
+    """P(a right completion is paid more than a wrong one), of rewards that are not all 0 or 1."""
+    auc_of_siblings: bool
+    """Whether that is over pairs of one prompt."""
+    mean_if: tuple[float, float] | None
+    """Mean reward of wrong and of right completions, of rewards that are not all 0 or 1."""
     gold_mean: float | None
     """Mean gold verdict."""
+    no_gold: str | None
+    """Why clean rewards do not count as gold, where they do not."""
     mixed: float | None
     """Share of prompts with both right and wrong completions by gold."""
     group: int
     """Completions a prompt, the most common number."""
+
+    @property
+    def compared(self) -> str:
+        """Which completions are compared in the search for biases."""
+        return "among equally right ones of a prompt" if self.equally_right else "within prompts"
 
     def lines(self) -> list[tuple[str, str, str]]:
         """Name, value, interval or count of everything that is known, for people."""
@@ -118,12 +120,21 @@ class Diagnosis:
             *share("different when scored again", self.repeat_share),
             *share("variance between scorings", self.repeat_variance, "share of the whole variance"),
             *share("prompts with equal rewards only", self.ties),
-            *share("rank correlation with length", self.length_correlation, "within prompts"),
-            *((f"paid for {word!r}", f"{x:+.3f}", "within prompts") for word, x in self.keywords),
+            *share("rank correlation with length", self.length_correlation, self.compared),
+            *((f"paid for {word!r}", f"{x:+.3f}", self.compared) for word, x in self.keywords),
             *((f"rank correlation of {names}", f"{x:+.3f}", "") for names, x in self.disagreement.items()),
             *rate("rho+ = P(1 | gold 0)", self.false_positive),
             *rate("rho- = P(0 | gold 1)", self.false_negative),
             *rate("J = 1 - rho+ - rho-", self.informativeness),
+            *(
+                []
+                if self.mean_if is None
+                else [("mean if wrong, if right", "{:.3f}, {:.3f}".format(*self.mean_if), "by gold")]
+            ),
+            *rate(
+                "AUC, right above wrong" + (" of a prompt" if self.auc_of_siblings else ", any prompts"),
+                self.auc,
+            ),
             *share("mean gold verdict", self.gold_mean),
             *share("prompts with mixed gold verdicts", self.mixed),
         ]
@@ -133,10 +144,9 @@ def diagnose(judged: Sequence[Judged]) -> Diagnosis:
     """The numbers.
 
     Raises:
-        DataError: there is no completion, or none with a reward.
+        DataError: there is no completion, or none with a reward, or a gold verdict is neither 0 nor 1.
     """
-    first = [j.rewards[0] for j in judged]
-    known = [j for j, r in zip(judged, first, strict=True) if r is not None]
+    known = [j for j in judged if j.rewards[0] is not None]
     if not known:
         raise DataError(
             f"{len(judged)} completions and no reward among them, at least 1 is needed; look at the reward's errors"
@@ -148,11 +158,14 @@ def diagnose(judged: Sequence[Judged]) -> Diagnosis:
     groups: dict[str, list[int]] = defaultdict(list)
     for row, j in enumerate(known):
         groups[j.prompt_id].append(row)
-    centred = _within(rewards, groups)
-    gold = np.array([np.nan if j.gold is None else j.gold for j in known], dtype=np.float64)
-    channel = _channel(rewards, gold) if binary else (None, None, None)
+    gold, no_gold = _gold(known)
+    up, down, informativeness = error_rates(rewards, gold) if binary else (None, None, None)
+    auc, of_siblings = (None, False) if binary else ranking(rewards, gold, groups)
     with_gold = {k: gold[rows] for k, rows in groups.items() if not np.isnan(gold[rows]).any()}
     several = [rows for rows in groups.values() if len(rows) > 1]
+    rows, cells, equally_right = comparable([j.prompt_id for j in known], gold)
+    lengths = np.array([known[row].length for row in rows], dtype=np.float64)
+    short = are_short([j.completion for j in known])
     return Diagnosis(
         completions=len(judged),
         prompts=len(groups),
@@ -163,28 +176,41 @@ def diagnose(judged: Sequence[Judged]) -> Diagnosis:
         repeat_share=repeat_share,
         repeat_variance=repeat_variance,
         disagreement=_disagreement(known),
-        length_correlation=_correlation(centred, _within(np.array([float(j.length) for j in known]), groups)),
-        keywords=_keywords(known, centred),
+        length_correlation=length_correlation(rewards[rows], lengths, cells),
+        keywords=keywords([known[row].completion for row in rows], rewards[rows], cells, characters=short),
+        equally_right=equally_right,
+        short=short,
         ties=float(np.mean([np.ptp(rewards[rows]) == 0 for rows in several])) if several else 0.0,
-        false_positive=channel[0],
-        false_negative=channel[1],
-        informativeness=channel[2],
+        false_positive=up,
+        false_negative=down,
+        informativeness=informativeness,
+        auc=auc,
+        auc_of_siblings=of_siblings,
+        mean_if=None if auc is None else (float(rewards[gold == 0].mean()), float(rewards[gold == 1].mean())),
         gold_mean=None if np.isnan(gold).all() else float(np.nanmean(gold)),
+        no_gold=no_gold,
         mixed=float(np.mean([np.ptp(values) > 0 for values in with_gold.values()])) if with_gold else None,
         group=Counter(map(len, groups.values())).most_common(1)[0][0],
     )
 
 
-def _within(x: np.ndarray, groups: Mapping[str, list[int]]) -> np.ndarray:
-    """x minus its mean over the completions of the same prompt: easy prompts must not look like biases."""
-    centred = x.copy()
-    for rows in groups.values():
-        centred[rows] -= x[rows].mean()
-    return centred
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    return float(spearmanr(a, b).statistic) if len(a) > 2 and np.ptp(a) > 0 and np.ptp(b) > 0 else None
+def _gold(known: Sequence[Judged]) -> tuple[np.ndarray, str | None]:
+    """[N] Gold verdicts, NaN where there is none, and why clean rewards are no gold."""
+    gold = np.array([j.gold for j in known], dtype=np.float64)
+    wrong = next((j for j in known if j.gold not in (None, 0.0, 1.0)), None)
+    if wrong is not None:
+        raise DataError(f"gold is {wrong.gold:g} for completion {wrong.completion[:40]!r}, {VERDICT}")
+    clean = np.array([j.clean_reward for j in known], dtype=np.float64)
+    present = clean[~np.isnan(clean)]
+    if not np.isnan(gold).all() or not len(present):
+        return gold, None
+    # without simulated noise a run's clean reward is its reward: a judge compared with itself never errs
+    if all(j.clean_reward in (None, j.rewards[0]) for j in known):
+        return gold, "clean_reward equals reward in every row: no gold; give --gold or a gold key"
+    if not np.isin(present, (0.0, 1.0)).all():
+        other = present[~np.isin(present, (0.0, 1.0))][0]
+        return gold, f"clean_reward {other:g} is no verdict of 0 or 1: no gold; give --gold or a gold key"
+    return clean, None
 
 
 def _repeats(judged: Sequence[Judged]) -> tuple[float | None, float | None]:
@@ -206,89 +232,6 @@ def _disagreement(known: Sequence[Judged]) -> dict[str, float]:
             if (x := (j.parts or {}).get(a)) is not None and (y := (j.parts or {}).get(b)) is not None
         ]
         columns = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
-        if (correlation := _correlation(*columns)) is not None:
-            found[f"{a}, {b}"] = correlation
+        if (both := correlation(*columns)) is not None:
+            found[f"{a}, {b}"] = both
     return found
-
-
-def _keywords(known: Sequence[Judged], centred: np.ndarray) -> tuple[tuple[str, float], ...]:
-    """Up to five words that go with more or less reward than a prompt's other completions get."""
-    rows: dict[str, list[int]] = defaultdict(list)
-    for row, j in enumerate(known):
-        for word in set(WORD.findall(j.completion.lower())):
-            rows[word].append(row)
-    found: list[tuple[str, float]] = []
-    for word, having in rows.items():
-        lacking = np.setdiff1d(np.arange(len(known)), having)
-        if min(len(having), len(lacking)) < FEWEST_WITH_WORD:
-            continue
-        difference = float(centred[having].mean() - centred[lacking].mean())
-        error = np.sqrt(centred[having].var() / len(having) + centred[lacking].var() / len(lacking))
-        if abs(difference) > 3.0 * error:
-            found.append((word, difference))
-    return tuple(sorted(found, key=lambda pair: -abs(pair[1]))[:5])
-
-
-def _channel(rewards: np.ndarray, gold: np.ndarray) -> tuple[Rate | None, Rate | None, Rate | None]:
-    """rho+, rho- and J, as far as there are gold 0s and gold 1s."""
-    wrong, right = rewards[gold == 0], rewards[gold == 1]
-    up = _rate(int(wrong.sum()), len(wrong)) if len(wrong) else None
-    down = _rate(int((1 - right).sum()), len(right)) if len(right) else None
-    if up is None or down is None:
-        return up, down, None
-    value = 1.0 - up.value - down.value
-    # each end of J is reached by the two rates together; the half-widths of independent estimates add in quadrature
-    above = float(np.hypot(up.high - up.value, down.high - down.value))
-    below = float(np.hypot(up.value - up.low, down.value - down.low))
-    return up, down, Rate(value=value, low=value - above, high=value + below, of=len(wrong) + len(right))
-
-
-def _rate(count: int, of: int) -> Rate:
-    ends = binomtest(count, of).proportion_ci(CONFIDENCE, method="exact")
-    return Rate(value=count / of, low=float(ends.low), high=float(ends.high), of=of)
-
-
-def read_judged(path: Path) -> list[Judged]:
-    """Judged completions from a JSONL file: a run's rollouts.jsonl, or rows of your own.
-
-    Columns: completion (text) and reward (a number, a list of numbers for repeated scorings, or null); prompt_id or prompt;
-    optional gold or clean_reward, tokens, parts.
-
-    Raises:
-        DataError: a line is no object of that kind.
-    """
-    return [
-        _judged(line, f"{path}, line {number}")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if line.strip()
-    ]
-
-
-def _judged(line: str, where: str) -> Judged:
-    def fail(problem: str) -> DataError:
-        return DataError(
-            f"{where}: {problem}; each line is an object with completion, reward and prompt_id or prompt"
-        )
-
-    try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise fail("it is no JSON") from error
-    if not isinstance(row, dict) or not isinstance(row.get("completion"), str) or "reward" not in row:
-        raise fail("it has no text in completion, or no reward")
-    prompt = row.get("prompt_id", row.get("prompt"))
-    if prompt is None:
-        raise fail("it names no prompt")
-    rewards = row["reward"] if isinstance(row["reward"], list) else [row["reward"]]
-    gold = row.get("gold", row.get("clean_reward"))
-    numbers = [*rewards, gold]
-    if not rewards or not all(x is None or (isinstance(x, int | float) and np.isfinite(x)) for x in numbers):
-        raise fail(f"reward {row['reward']!r} and gold {gold!r} must be numbers or null")
-    return Judged(
-        prompt_id=prompt if isinstance(prompt, str) else json.dumps(prompt),
-        completion=row["completion"],
-        length=int(row.get("tokens") or len(row["completion"])),
-        rewards=tuple(None if x is None else float(x) for x in rewards),
-        gold=None if gold is None else float(gold),
-        parts=row.get("parts"),
-    )

@@ -23,8 +23,8 @@ def judge_sample(config: Config, *, prompts: int, repeats: int, gold: str | None
         config: model, task, rewards with their noise, rollout.
         prompts: how many.
         repeats: how often each completion is scored; simulated noise is drawn anew where it depends on the sample.
-        gold: "file.py:function", a trusted reward function. None: the reward without its simulated noise is gold when there
-            is such noise, and nothing is when there is none.
+        gold: "file.py:function", a trusted reward function. None: `rewards.gold` is gold, or without it the reward without its
+            simulated noise, and nothing is where there is neither.
 
     Raises:
         ConfigError: the configuration is incomplete, or `gold` names no function.
@@ -51,19 +51,21 @@ def judge_sample(config: Config, *, prompts: int, repeats: int, gold: str | None
             policy_version=0,
         )
         scored = [pipeline.score(_again(rollouts, number), step=number + 1) for number in range(repeats)]
-        known = trusted.score_clean(rollouts) if trusted is not None else scored[0]
+        known = scored[0] if trusted is None else trusted.score_clean(rollouts)
     finally:
         pipeline.close()
         if trusted is not None:
             trusted.close()
-    has_gold = trusted is not None or bool(config.rewards.noise)
+    by_gold = trusted is not None or bool(config.rewards.gold)
+    by_noise = not by_gold and bool(config.rewards.noise)
     return [
         Judged(
             prompt_id=rollout.prompt.prompt_id,
             completion=rollout.completion,
             length=rollout.num_actions,
             rewards=tuple(one[row].reward for one in scored),
-            gold=known[row].clean_reward if has_gold else None,
+            gold=known[row].clean_reward if by_gold else None,
+            clean_reward=known[row].clean_reward if by_noise else None,
             parts=scored[0][row].parts,
         )
         for row, rollout in enumerate(rollouts)

@@ -1,0 +1,154 @@
+"""What a reward pays for besides being right: length, words, characters.
+
+Completions are compared with others to the same prompt, and where there is gold with equally right ones: neither an easy prompt nor
+a right answer must look like a bias. A word is named where the reward is unlikely to go with it by chance: words are the more likely
+to do so the more of them there are, so the best is compared with the best of rewards that are shuffled among comparable completions
+(Westfall and Young 1993, maxT).
+"""
+
+import string
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csc_array, csr_array
+from scipy.stats import spearmanr
+
+from vrpo.rng import stream
+
+FEWEST_WITH_WORD = 10
+"""Completions that must have a word, and must lack it, before its effect is looked at."""
+ENOUGH_GOLD = 100
+"""Completions with gold from which on the others are left out."""
+SHORT_WORDS, SHORT_CHARACTERS = 12, 60
+"""Longest typical completion in which a single character may be what pays."""
+MOST_WORDS, MOST_COMPLETIONS, LONGEST_WORD = 5, 20_000, 40
+CHANCE, SHUFFLES = 0.01, 299
+"""Probability that a reward which pays for no word is said to, and how many shuffled rewards that is judged by."""
+
+
+def are_short(completions: Sequence[str]) -> bool:
+    """Whether the typical completion is an answer of some words, not a text."""
+    words = np.median([len(text.split()) for text in completions])
+    return bool(words <= SHORT_WORDS and np.median([len(text) for text in completions]) <= SHORT_CHARACTERS)
+
+
+def comparable(prompts: Sequence[str], gold: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Rows that can be compared with others, the number of each one's cell, and whether a cell is equally right.
+
+    Args:
+        prompts: prompt id of each completion.
+        gold: 0, 1 or NaN for each.
+
+    Returns:
+        A cell holds the completions of one prompt, with enough gold those of one verdict. One alone in its cell is left out.
+    """
+    judged = ~np.isnan(gold)
+    by_gold = bool(judged.all() or judged.sum() >= ENOUGH_GOLD)
+    rows = np.flatnonzero(judged) if by_gold else np.arange(len(gold))
+    keys = [(prompts[row], float(gold[row]) if by_gold else None) for row in rows[-MOST_COMPLETIONS:]]
+    count = Counter(keys)
+    kept = [i for i, key in enumerate(keys) if count[key] > 1]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys[i] for i in kept))}
+    cells = np.array([numbers[keys[i]] for i in kept], dtype=np.int64)
+    return rows[-MOST_COMPLETIONS:][kept], cells, by_gold
+
+
+def centred(x: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """x minus its mean over the cell. Of equal numbers exactly 0, not what rounding leaves."""
+    if not len(x):
+        return x
+    size = np.bincount(cells)
+    left = x - (np.bincount(cells, x) / size)[cells]
+    return np.where(np.abs(left) > 1e-12 * max(float(np.abs(x).max()), 1e-300), left, 0.0)
+
+
+def length_correlation(rewards: np.ndarray, lengths: np.ndarray, cells: np.ndarray) -> float | None:
+    """Spearman correlation of reward and length over cells."""
+    return correlation(centred(rewards, cells), centred(lengths, cells))
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Spearman's; None where one of the two does not vary."""
+    return float(spearmanr(a, b).statistic) if len(a) > 2 and np.ptp(a) > 0 and np.ptp(b) > 0 else None
+
+
+def keywords(
+    completions: Sequence[str], rewards: np.ndarray, cells: np.ndarray, *, characters: bool
+) -> tuple[tuple[str, float], ...]:
+    """Up to five words that go with more or less reward within cells, the surest first, and how much each adds to it.
+
+    What a word explains is taken out before the next is looked for, or every answer with a 9 in it would be named beside the 9.
+
+    Args:
+        completions: [N] texts.
+        rewards: [N]
+        cells: [N] number of the cell of each.
+        characters: whether to look at single characters too.
+    """
+    names, has = _occurrences(completions, characters=characters)
+    if not names:
+        return ()
+    norms = _norms(has, cells)
+    names, has, norms = (
+        [n for n, x in zip(names, norms, strict=True) if x >= 1.0],
+        has[:, norms >= 1.0],
+        norms[norms >= 1.0],
+    )
+    whole = left = centred(rewards, cells)
+    chosen: list[int] = []
+    effects = np.zeros(0)
+    while names and len(chosen) < MOST_WORDS and np.abs(left).max() > 1e-9 * np.abs(whole).max():
+        moved = (has.T @ left) / np.sqrt(norms)
+        best = float(np.abs(moved).max())
+        if not _is_no_chance(best, has, norms, left, cells):
+            break
+        # of words that always stand together, or of which one always does, the one that is paid and says most
+        tied = np.flatnonzero(np.abs(moved) >= best * (1 - 1e-9))
+        chosen.append(int(max(tied, key=lambda word: (moved[word] > 0, len(names[word]), names[word]))))
+        columns = np.stack([centred(has[:, [word]].toarray()[:, 0], cells) for word in chosen], axis=1)
+        effects = np.linalg.lstsq(columns, whole, rcond=None)[0]
+        left = whole - columns @ effects
+    return tuple((names[word], float(effect)) for word, effect in zip(chosen, effects, strict=True))
+
+
+def _occurrences(completions: Sequence[str], *, characters: bool) -> tuple[list[str], Any]:
+    """Words that are neither rare nor everywhere, and [N, words] 1 where a completion has one."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, text in enumerate(completions):
+        lower = text.lower()
+        found = {(word.strip(string.punctuation) or word)[:LONGEST_WORD] for word in lower.split()}
+        if characters:
+            found |= {character for character in lower if not character.isspace()}
+        for word in found:
+            rows[word].append(row)
+    most = len(completions) - FEWEST_WITH_WORD
+    names = sorted(word for word, having in rows.items() if FEWEST_WITH_WORD <= len(having) <= most)
+    if not names:
+        return [], None
+    ends = np.cumsum([0, *(len(rows[word]) for word in names)])
+    having = np.concatenate([rows[word] for word in names])
+    return names, csc_array((np.ones(len(having)), having, ends), shape=(len(completions), len(names)))
+
+
+def _norms(has: Any, cells: np.ndarray) -> np.ndarray:
+    """[words] Sum of squares of each column once it is centred in its cells: n1 (1 - n1 / n) of each."""
+    inside = csr_array((np.ones(len(cells)), (cells, np.arange(len(cells)))))
+    having = (inside @ has).tocsr()
+    size = np.bincount(cells).astype(np.float64)
+    return np.asarray(having.sum(axis=0) - (having.power(2).T @ (1.0 / size))).ravel()
+
+
+def _is_no_chance(best: float, has: Any, norms: np.ndarray, left: np.ndarray, cells: np.ndarray) -> bool:
+    """Whether at most CHANCE of the rewards shuffled within cells go as well with their best word."""
+    draw = stream(0, "diagnosis", "shuffles")
+    place = np.argsort(cells, kind="stable")
+    above = 0
+    for _ in range(SHUFFLES):
+        shuffled = np.empty_like(left)
+        shuffled[place] = left[np.lexsort((draw.random(len(left)), cells))]
+        above += bool(np.abs((has.T @ shuffled) / np.sqrt(norms)).max() >= best * (1 - 1e-9))
+        if (above + 1) / (SHUFFLES + 1) > CHANCE:
+            return False
+    return True

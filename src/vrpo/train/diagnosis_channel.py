@@ -1,0 +1,102 @@
+"""A reward against gold verdicts: the two rates of a 0/1 reward, and how any other one ranks right against wrong completions.
+
+rho+ = P(reward 1 | gold 0)     rho- = P(reward 0 | gold 1)     J = 1 - rho+ - rho-
+AUC  = P(a right completion is paid more than a wrong one), ties count 1/2        (1 + J) / 2 for a 0/1 reward
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest, norm, rankdata
+
+from vrpo.rng import stream
+
+CONFIDENCE = 0.95
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """A share with its interval.
+
+    Example: Rate(value=0.31, low=0.24, high=0.39, of=160)
+    """
+
+    value: float
+    low: float
+    high: float
+    of: int
+    """Completions it was counted over."""
+
+
+def error_rates(rewards: np.ndarray, gold: np.ndarray) -> tuple[Rate | None, Rate | None, Rate | None]:
+    """rho+, rho- and J of 0/1 rewards, as far as there are gold 0s and gold 1s; NaN: no gold."""
+    wrong, right = rewards[gold == 0], rewards[gold == 1]
+    up = _rate(int(wrong.sum()), len(wrong)) if len(wrong) else None
+    down = _rate(int((1 - right).sum()), len(right)) if len(right) else None
+    if up is None or down is None:
+        return up, down, None
+    value = 1.0 - up.value - down.value
+    # each end of J is reached by the two rates together; the half-widths of independent estimates add in quadrature
+    above = float(np.hypot(up.value - up.low, down.value - down.low))
+    below = float(np.hypot(up.high - up.value, down.high - down.value))
+    return up, down, Rate(value=value, low=value - below, high=value + above, of=len(wrong) + len(right))
+
+
+def _rate(count: int, of: int) -> Rate:
+    ends = binomtest(count, of).proportion_ci(CONFIDENCE, method="exact")
+    return Rate(value=count / of, low=float(ends.low), high=float(ends.high), of=of)
+
+
+def ranking(
+    rewards: np.ndarray, gold: np.ndarray, groups: Mapping[str, Sequence[int]]
+) -> tuple[Rate | None, bool]:
+    """AUC of the reward against gold, and whether only completions of the same prompt were compared.
+
+    They alone are where some prompt has right and wrong ones, since a learner compares siblings and easy prompts may be paid more;
+    where none has, all are compared. None: there is no right completion, or no wrong one.
+    """
+    siblings = [_wins(rewards[rows], gold[rows]) for rows in groups.values()]
+    mixed = np.array([(wins, pairs) for wins, pairs, _ in siblings if pairs], dtype=np.float64)
+    if len(mixed):
+        value = float(mixed[:, 0].sum() / mixed[:, 1].sum())
+        low, high = _over_prompts(mixed)
+        compared = sum(of for _, pairs, of in siblings if pairs)
+        return Rate(value=value, low=min(low, value), high=max(high, value), of=compared), True
+    wins, pairs, of = _wins(rewards, gold)
+    if not pairs:
+        return None, False
+    value = wins / pairs
+    low, high = _over_completions(value, right=int((gold == 1).sum()), wrong=int((gold == 0).sum()))
+    return Rate(value=value, low=low, high=high, of=of), False
+
+
+def _wins(rewards: np.ndarray, gold: np.ndarray) -> tuple[float, int, int]:
+    """Right-wrong pairs in which the right one is paid more (ties 1/2), all such pairs, completions with gold."""
+    known = ~np.isnan(gold)
+    right = gold[known] == 1
+    positives, of = int(right.sum()), int(known.sum())
+    ranks = rankdata(rewards[known])[right].sum()
+    return float(ranks - positives * (positives + 1) / 2), positives * (of - positives), of
+
+
+def _over_prompts(mixed: np.ndarray) -> tuple[float, float]:
+    """Bootstrap over prompts. Two imagined ones are added, one ranked right and one wrong, so that a few that agree are no certainty;
+    Agresti and Coull (1998) add as many to a share."""
+    pairs = mixed[:, 1].mean()
+    whole = np.vstack([mixed, [0.0, pairs], [pairs, pairs]])
+    drawn = stream(0, "diagnosis", "ranking").integers(len(whole), size=(RESAMPLES, len(whole)))
+    wins, of = whole[drawn].sum(axis=1).T
+    low, high = np.quantile(wins / of, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _over_completions(value: float, *, right: int, wrong: int) -> tuple[float, float]:
+    """All AUCs that this one is not improbable under: Newcombe 2006, method 5, with the variance of Hanley and McNeil 1982."""
+    auc = np.linspace(0.0, 1.0, 4001)
+    size = max((right + wrong) / 2 - 1, 0.0)
+    spread = 1 + size * (1 - auc) / (2 - auc) + size * auc / (1 + auc)
+    error = np.sqrt(auc * (1 - auc) * spread / (right * wrong))
+    inside = auc[np.abs(auc - value) <= norm.ppf((1 + CONFIDENCE) / 2) * error + 1e-3]
+    return float(inside[0]), float(inside[-1])
