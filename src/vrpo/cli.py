@@ -133,22 +133,31 @@ def study_command(
         typer.Option("--report-only", help="Tables and page of the cells that are finished; runs none."),
     ] = False,
 ) -> None:
-    """Run methods x noise x seeds: tables, figures and one HTML page. Finished cells are not run again."""
+    """Run methods x noise x seeds: tables, figures and one HTML page. Finished cells are not run again, failed ones are."""
     import signal
 
     from vrpo.study.run import run_study
+    from vrpo.study.runner import StudyError
 
     # so that the cells are ended too
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    run_study(
-        study,
-        _recipe_name(study),
-        out=out,
-        overrides=set_ or [],
-        record_to=record_to,
-        report_only=report_only,
-        console=console,
-    )
+    try:
+        run_study(
+            study,
+            _recipe_name(study),
+            out=out,
+            overrides=set_ or [],
+            record_to=record_to,
+            report_only=report_only,
+            console=console,
+        )
+    except StudyError as error:
+        for failure in error.failures:
+            print(f"failed: {failure}", file=sys.stderr)
+        _fail(str(error), error.exit_code)
+
+
+NO_LEARNER = ("algorithm=ppo", "critic=null", "critic={warmup_steps: 0}", "denoiser=null")
 
 
 @app.command("diagnose")
@@ -168,24 +177,29 @@ def diagnose_command(
     ] = None,
 ) -> None:
     """Is my reward noisy, and can anything be learned from it? Numbers with intervals, and advice."""
+    from rich.text import Text
+
     from vrpo.train.advice import advise
-    from vrpo.train.diagnosis import diagnose, read_judged
+    from vrpo.train.diagnosis import diagnose
 
     if source.suffix == ".jsonl":
         if gold is not None or set_:
             raise ConfigError("--gold and --set go with a configuration; in a .jsonl file gold is a column")
         if not source.is_file():
             raise ConfigError(f"there is no file {str(source)!r}; give a .jsonl file or a configuration")
+        from vrpo.train.diagnosis_files import read_judged
+
         judged = read_judged(source)
     else:
         from vrpo.train.judging import judge_sample
 
-        settings = load(Config, source, set_ or [])
+        # how the policy learns is not asked here, and must not stop the question whether it can
+        settings = load(Config, source, [*(set_ or []), *NO_LEARNER])
         judged = judge_sample(settings, prompts=prompts, repeats=repeats, gold=gold)
     found = diagnose(judged)
     table = Table("of the reward", "value", "95 % interval or count")
     for line in found.lines():
-        table.add_row(*line)
+        table.add_row(*map(Text, line))  # words of completions are no markup
     console.print(table)
     for number, advice in enumerate(advise(found), 1):
         console.print(f"{number}. {advice}", markup=False)
@@ -319,7 +333,9 @@ def _print_accuracy(summary: dict[str, Any], *, by_others: bool) -> None:
         table.add_row(name, str(e["step"]), f"{e['greedy']:.3f}", f"{e['sampled']:.3f}")
     console.print(table)
     if not by_others:
-        console.print("judged by the reward functions themselves; name functions you trust in rewards.gold to see their errors")
+        console.print(
+            "judged by the reward functions themselves; name functions you trust in rewards.gold to see their errors"
+        )
     if liked := summary.get("judge_pays_for"):
         words = ", ".join(f"{text!r} {slope:+.2f}" for text, slope in liked["occurring"].items())
         line = f"besides the verdict the judge pays {liked['a_token_more']:+.2f} for a token more"

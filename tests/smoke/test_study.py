@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,13 @@ from vrpo.cli import main
 from vrpo.errors import CheckpointError, ConfigError
 from vrpo.study.config import read_study, slug
 from vrpo.study.figure import SMOOTHING, _accuracy, _explained_variance, draw_all
+from vrpo.study.kept import run as kept
 from vrpo.study.page import write_page
 from vrpo.study.record import record, write_record
+from vrpo.study.report import Study, write_report
 from vrpo.study.results import Row, area_under_curve, collect, compare, summary
-from vrpo.study.runner import StudyError, run_cells
+from vrpo.study.run import _method_by_method
+from vrpo.study.runner import Failure, StudyError, run_cells
 from vrpo.study.sharpness import Sampled, accuracy_at, common_entropy, measure
 from vrpo.study.statistics import interquartile_mean
 from vrpo.study.tables import comparison_table, results_table, sharpness_table, to_rich
@@ -83,11 +88,73 @@ def test_a_seed_override_may_not_make_all_seeds_the_same(write):
         ({"methods": {"GRPO": {"algorithm": "grpo", "critic": {}}}}, "grpo has no critic"),
         ({"noize": {}}, "'noise'"),
         ({"temperatures": [1.0, 0.0]}, r"temperatures.*0\.0"),
+        (
+            {"noise": {"m": {"type": "flip", "false_negative": 0.3}}},
+            r"^noise\.m=\{'type': 'flip', 'false_negative': 0\.3\}: an entry holds settings of a run; write it such as "
+            r"`m: \{rewards: \{noise: \{type: flip, ",
+        ),
+        ({"noise": {"type": "flip"}}, r"^noise\.type='flip': .*`a name: \{rewards: "),
+        ({"noise": {"clean": None}}, r"^noise\.clean=None: .*`clean: \{\}` for those of the base"),
+        ({"methods": {"PPO": {"type": "ppo"}}}, r"^methods\.PPO=\{'type': 'ppo'\}: .*`PPO: \{algorithm: ppo"),
+        ({"noise": {}}, r"^noise is required; add it: `noise: \{as it is: \{\}\}`"),
     ],
 )
 def test_a_mistake_is_found_before_the_first_run(write, changes, part):
     with pytest.raises(ConfigError, match=part):
         read_study(write(**changes), [])
+
+
+def test_a_missing_noise_and_the_file_of_one_run_are_told_apart(write):
+    folder = write()
+    with pytest.raises(
+        ConfigError,
+        match=r"base\.yaml has model, task, .* one run, for `vrpo train`; a study has base, methods, noise, seeds",
+    ):
+        read_study(folder / "base.yaml", [])
+    (folder / "sft.yaml").write_text("model: {path: a}\nsft: {steps: 1}\n")
+    with pytest.raises(ConfigError, match="for `vrpo sft`"):
+        read_study(folder / "sft.yaml", [])
+    (folder / "study.yaml").write_text("base: base.yaml\nmethods: {PPO: {}}\nseeds: [0]\n")
+    with pytest.raises(
+        ConfigError, match=r"^noise is required; add it: `noise: \{as it is: \{\}\}` .* noisy one of your own"
+    ):
+        read_study(folder, [])
+    (folder / "study.yaml").write_text("base: base.yaml\n")
+    with pytest.raises(ConfigError, match=r"^methods, noise, seeds are required; add them: "):
+        read_study(folder, [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting", "start"),
+    [
+        ({}, "train.steps=1", r"method PPO: critic\.warmup_steps=1 leaves the policy none"),
+        (
+            {"methods": {"GRPO": STUDY["methods"]["GRPO"], "PPO": {"critic": {"warmup_steps": 2}}}},
+            "train.steps=2",
+            "method PPO: ",
+        ),
+        (
+            {"methods": {"a": {}, "b": {}, "GRPO": {"algorithm": "grpo"}}},
+            "critic.warmup_steps=2",
+            "methods a, b: ",
+        ),
+        ({}, "train.stepz=1", "every method: unknown key"),
+        (
+            {"noise": {"none": {}, "more": {"rewards": {"noise": {"type": "flip", "rate": 1}}}}},
+            "train.steps=3",
+            "noise more: unknown",
+        ),
+        (
+            {"noise": {"none": {}, "more": {"train": {"steps": 1}}}},
+            "train.eval_prompts=4",
+            "method PPO, noise more: critic",
+        ),
+        ({}, "train.steps", "--set 'train.steps' is not KEY=VALUE"),
+    ],
+)
+def test_a_mistake_is_told_with_the_methods_and_noise_that_make_it(write, changes, setting, start):
+    with pytest.raises(ConfigError, match=f"^{start}"):
+        read_study(write(**changes), [setting])
 
 
 def test_a_study_runs_resumes_and_reports(write, tmp_path):
@@ -137,7 +204,7 @@ def test_a_study_runs_resumes_and_reports(write, tmp_path):
     assert [row["commits"] for row in later["rows"]] == [[told["commit"]], ["another"]]
     assert set(later["commits"]) == {told["commit"], "another"}
     _, other = read_study(write(seeds=[0], noise={"none": {}}), ["train.steps=3"])
-    with pytest.raises(CheckpointError, match="another configuration"):
+    with pytest.raises(CheckpointError, match=r"another configuration: train\.steps=2, now it is 3; take"):
         run_cells(other, out, jobs=1, console=console)
     # a version that did not have a setting yet has written the same run
     saved = out / cells[0].folder / "config.yaml"
@@ -218,10 +285,140 @@ def test_accuracy_at_equal_entropy_lies_between_the_temperatures_and_never_outsi
     assert accuracy_at(flat, 0.1) is None
 
 
-def test_a_cell_that_fails_is_named_with_its_reason(write, tmp_path):
-    _, cells = read_study(write(seeds=[0], noise={"none": {}}), ["model.path=./nowhere"])
-    with pytest.raises(StudyError, match=r"ppo_none_s0 failed: .*nowhere.*log\.txt"):
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Runs that do what a line of shell says: by default they end well at once. `$cell` is a run's folder name."""
+    python = tmp_path / "python"
+
+    def write(line: str) -> Path:
+        python.write_text(
+            f'#!/bin/sh\ncell=$(basename "$6")\necho $cell >> {tmp_path}/started\n{line}\necho "{{}}" > "$6/summary.json"\n'
+        )
+        python.chmod(0o755)
+        (tmp_path / "started").write_text("")
+        return tmp_path / "started"
+
+    monkeypatch.setattr(sys, "executable", str(python))
+    return write
+
+
+FAILING = """
+case $cell in
+ppo_none_s0) echo 'vrpo: the data is wrong'; echo 'a warning'; exit 2;;
+grpo_none_s0) echo "Traceback (most recent call last):\n  File\n\n    line\nKeyError: 'x'\nof two lines"; exit 1;;
+ppo_none_s1) kill -9 $$;;
+grpo_none_s1) exit 3;;
+esac"""
+
+
+def test_a_cell_that_fails_keeps_no_other_from_running_and_is_tried_again(write, runs, tmp_path):
+    _, cells = read_study(write(), [])
+    out, started = tmp_path / "out", runs(FAILING)
+    failures = run_cells(cells, out, jobs=2, console=Console(quiet=True))
+    assert sorted(started.read_text().split()) == sorted(cell.folder for cell in cells)
+    told = {f.cell.name: (f.status, f.cause) for f in failures}
+    assert told == {
+        "PPO · none · seed 0": (2, "the data is wrong"),
+        "GRPO · none · seed 0": (1, "KeyError: 'x'"),
+        "PPO · none · seed 1": (-9, "ended by signal 9 (Killed); the system does that where memory runs out"),
+        "GRPO · none · seed 1": (3, "exit status 3 and no output"),
+    }
+    assert str(failures[0]).endswith(f"(log: {out / failures[0].cell.folder / 'log.txt'})")
+    started = runs("[ $cell != ppo_none_s0 ] || exit 1")
+    (failure,) = run_cells(cells, out, jobs=2, console=Console(quiet=True))
+    assert sorted(started.read_text().split()) == sorted(f.cell.folder for f in failures)
+    assert failure.cause == "exit status 1 and no output", "what the log has is of the first try"
+
+
+def test_the_exit_status_is_2_only_where_all_that_failed_had_wrong_input(write):
+    _, cells = read_study(write(), [])
+    wrong, broken = (Failure(cell=cells[0], status=s, cause="", log=Path("log.txt")) for s in (2, -9))
+    assert StudyError.of([wrong, wrong], whole=8).exit_code == 2
+    assert StudyError.of([wrong, broken], whole=8).exit_code == 1
+
+
+@pytest.mark.parametrize(("end", "status"), [("exit 130", 130), ("kill -TERM $$", 143)])
+def test_a_cell_that_is_told_to_stop_ends_the_study(write, runs, tmp_path, end, status):
+    _, cells = read_study(write(), [])
+    started = runs(f"[ $cell != {cells[1].folder} ] || {end}")
+    with pytest.raises(StudyError, match=f"^{cells[1].name} was stopped, and the study with it") as stopped:
         run_cells(cells, tmp_path / "out", jobs=1, console=Console(quiet=True))
+    assert stopped.value.exit_code == status
+    assert started.read_text().split() == [cell.folder for cell in cells[:2]]
+
+
+def test_a_study_reports_what_is_finished_and_then_what_failed(write, tmp_path, capsys):
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    rows.write_text('{"question": "1+1="}\n')
+    own = {"type": "math", "data": str(rows), "template": "{question}"}
+    grpo = {**STUDY["methods"]["GRPO"], "task": own}
+    folder = write(methods={"GRPO": grpo, "PPO": STUDY["methods"]["PPO"]}, noise={"none": {}}, seeds=[0])
+    command = ["study", str(folder), "--out", str(out)]
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
+    told = capsys.readouterr()
+    failed, last = told.err.strip().splitlines()[-2:]
+    assert failed.startswith("failed: GRPO · none · seed 0: ") and "'answer'" in failed
+    assert failed.endswith(f"(log: {out / 'grpo_none_s0' / 'log.txt'})")
+    assert last.startswith("vrpo: 1 of 2 runs failed; mend the cause, then run the same command again")
+    assert "GRPO · none · seed 0: 0 steps, failed" in told.out and "1 of 2 runs\npage: " in told.out
+    assert [row["method"] for row in json.loads((out / "summary.json").read_text())["rows"]] == ["PPO"]
+    stamp = (out / "ppo_none_s0" / "summary.json").stat().st_mtime_ns
+    rows.write_text("".join(f'{{"question": "{n}+1=", "answer": "{n + 1}"}}\n' for n in range(1, 9)) * 4)
+    with pytest.raises(SystemExit, match="0"):
+        main(command)
+    assert (out / "ppo_none_s0" / "summary.json").stat().st_mtime_ns == stamp
+    assert [row["method"] for row in json.loads((out / "summary.json").read_text())["rows"]] == [
+        "GRPO",
+        "PPO",
+    ]
+
+
+def test_a_study_of_which_every_cell_fails_lists_them_and_has_no_table(write, runs, tmp_path, capsys):
+    runs("echo 'vrpo: loss is nan'; exit 1")
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit, match="1"):
+        main(["study", str(write()), "--out", str(out)])
+    told = capsys.readouterr()
+    assert told.err.count(": loss is nan (log: ") == 8 and "8 of 8 runs failed" in told.err
+    assert "page:" not in told.out and not (out / "study.html").exists()
+
+
+def test_a_report_has_the_methods_in_order_and_takes_a_gap(write, tmp_path):
+    """The first method has no run under one noise, and not the first seed under the other."""
+    settings, cells = read_study(write(), [])
+    run_cells(cells[:1], tmp_path, jobs=1, console=Console(quiet=True))
+    there = [c for c in cells if (c.method, c.noise) != ("PPO", "none") and c.folder != "ppo_30-flips_s0"]
+    for cell in there:
+        shutil.copytree(tmp_path / cells[0].folder, tmp_path / cell.folder)
+    study = Study(
+        title="with gaps",
+        settings=settings,
+        cells=_method_by_method(there, settings),
+        out=tmp_path,
+        curves=None,
+        command=["vrpo"],
+        seconds=1.0,
+    )
+    results, compared = write_report(study, record_to=tmp_path / "record.json")
+    assert [line[:2] for line in results.rows] == [
+        ("none", "GRPO"),
+        ("30 % flips", "PPO"),
+        ("30 % flips", "GRPO"),
+    ]
+    assert compared.title == "PPO against" and {line[:2] for line in compared.rows} == {
+        ("30 % flips", "GRPO")
+    }
+    assert "PPO" in (tmp_path / "curves.svg").read_text()
+
+
+@pytest.mark.parametrize("name", ["a file", "a file/below", "/proc/nope"])
+def test_an_out_that_can_be_no_folder_is_one_line(write, tmp_path, capsys, name):
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(SystemExit, match="2"):
+        main(["study", str(write()), "--out", str(tmp_path / name)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("vrpo: cannot make the folder ") and line.endswith("; choose another --out")
 
 
 def test_unknown_explained_variance_is_a_gap_and_not_0(write, tmp_path):
@@ -272,3 +469,41 @@ def test_area_under_the_curve_weighs_evaluations_by_their_distance():
     ]
     assert area_under_curve(points) == pytest.approx((5 + 30) / 40)
     assert area_under_curve(points[:1]) == 0.0
+
+
+def record_of(path: Path, **finals: list[float]) -> str:
+    rows = [
+        {
+            "noise": "any",
+            "method": method,
+            "seeds": [0, 1],
+            "first_greedy": {"value": before},
+            "final_greedy_by_seed": after,
+        }
+        for method, (before, *after) in finals.items()
+    ]
+    path.write_text(json.dumps({"rows": rows}))
+    return str(path)
+
+
+def test_shares_kept_are_refused_for_records_that_do_not_go_together(tmp_path, capsys):
+    noisy = record_of(tmp_path / "noisy.json", VRPO=[0.4, 0.5, 0.5], PPO=[0.4, 0.5, 0.5])
+    other = record_of(tmp_path / "other.json", VRPO=[0.3, 0.6, 0.6])
+    assert kept([noisy, other]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.count("\n") == 1
+    assert told.err.startswith("VRPO starts at accuracy 0.4 in one record and 0.3 in the other")
+    assert kept([noisy, record_of(tmp_path / "third.json", GRPO=[0.4, 0.5, 0.5])]) == 2
+    assert capsys.readouterr().err.startswith("one record is of VRPO, PPO, the other of GRPO; ")
+    assert kept([noisy, str(tmp_path / "none.json")]) == 2
+    assert "two records of `vrpo study --record FILE` are needed" in capsys.readouterr().err
+
+
+def test_a_method_that_gained_nothing_has_no_share_and_is_told(tmp_path, capsys):
+    noisy = record_of(tmp_path / "noisy.json", VRPO=[0.4, 0.5, 0.5], PPO=[0.4, 0.5, 0.5])
+    clean = record_of(tmp_path / "clean.json", VRPO=[0.4, 0.6, 0.6], PPO=[0.4, 0.3, 0.2])
+    assert kept([noisy, clean]) == 2
+    told = capsys.readouterr()
+    assert told.out == "any, VRPO: 50% (50%-50%) of the gain with clean rewards kept\n"
+    assert told.err.startswith("with clean rewards PPO gained -0.150 (from 0.400 to 0.250): ")
+    assert told.err.count("\n") == 1

@@ -1,7 +1,8 @@
 """`STUDY.yaml`: which cells a study has."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,12 @@ from vrpo.config import Config, apply_overrides, build, read_yaml
 from vrpo.config.base import Strict
 from vrpo.config.presets import merge
 from vrpo.errors import ConfigError
+
+ENTRIES = {
+    "methods": "{algorithm: ppo, train: {learning_rate: 1.0e-5}}",
+    "noise": "{rewards: {noise: {type: flip, false_negative: 0.3}}}",
+}
+"""Sections of a study with one entry a name -> what such an entry may look like."""
 
 
 class StudyConfig(Strict):
@@ -46,6 +53,11 @@ class Cell:
     folder: str
     config: Config
 
+    @property
+    def name(self) -> str:
+        """What a person calls this run."""
+        return f"{self.method} · {self.noise} · seed {self.seed}"
+
 
 def read_study(path: Path, overrides: list[str]) -> tuple[StudyConfig, list[Cell]]:
     """The study and its cells; every cell's configuration is validated before the first one runs.
@@ -58,8 +70,11 @@ def read_study(path: Path, overrides: list[str]) -> tuple[StudyConfig, list[Cell
         ConfigError: the study or one of its cells is wrong.
     """
     path = path / "study.yaml" if path.is_dir() else path
-    study = build(StudyConfig, read_yaml(path))
+    data = read_yaml(path)
+    _check_is_study(path, data)
+    study = build(StudyConfig, data)
     base = read_yaml(path.parent / study.base)
+    apply_overrides({}, overrides)  # what is no KEY=VALUE is no method's mistake
     cells = list(_cells(study, base, overrides))
     folders = [cell.folder for cell in cells]
     twice = {name for name in folders if folders.count(name) > 1}
@@ -74,10 +89,12 @@ def _cells(study: StudyConfig, base: dict[str, Any], overrides: list[str]) -> It
     for noise, noise_settings in study.noise.items():
         # seeds before methods: a study that is stopped has whole seeds, which is what methods are compared on
         for seed in study.seeds:
+            make = partial(_config, base, seed, overrides)
             for method, method_settings in study.methods.items():
-                data = merge(merge(base, method_settings), noise_settings)
-                data = apply_overrides(merge(data, {"train": {"seed": seed}}), overrides)
-                config = build(Config, data)
+                try:
+                    config = make(method_settings, noise_settings)
+                except ConfigError as error:
+                    raise ConfigError(f"{_whose(str(error), study, method, noise, make)}: {error}") from error
                 if config.train.seed != seed and len(study.seeds) > 1:
                     raise ConfigError(
                         f"train.seed={config.train.seed} would give all {len(study.seeds)} seeds of the study the same runs; "
@@ -90,6 +107,78 @@ def _cells(study: StudyConfig, base: dict[str, Any], overrides: list[str]) -> It
                     folder=f"{slug(method)}_{slug(noise)}_s{config.train.seed}",
                     config=config,
                 )
+
+
+def _config(
+    base: dict[str, Any], seed: int, overrides: list[str], method: dict[str, Any], noise: dict[str, Any]
+) -> Config:
+    data = merge(merge(merge(base, method), noise), {"train": {"seed": seed}})
+    return build(Config, apply_overrides(data, overrides))
+
+
+def _whose(
+    mistake: str,
+    study: StudyConfig,
+    method: str,
+    noise: str,
+    make: Callable[[dict[str, Any], dict[str, Any]], Config],
+) -> str:
+    """The methods that make a cell's mistake, and its noise unless the mistake is there without it.
+
+    Args:
+        mistake: what is wrong.
+        study: the study.
+        method: the cell's.
+        noise: the cell's.
+        make: builds a cell's configuration from settings of a method and of a noise.
+    """
+
+    def has_it(method: str, noise_settings: dict[str, Any]) -> bool:
+        try:
+            make(study.methods[method], noise_settings)
+        except ConfigError as error:
+            return str(error) == mistake
+        return False
+
+    by_noise = not has_it(method, {})
+    guilty = [name for name in study.methods if has_it(name, study.noise[noise] if by_noise else {})]
+    named = f"method{'s' * (len(guilty) > 1)} {', '.join(guilty)}"
+    if len(guilty) == len(study.methods) > 1:
+        return f"noise {noise}" if by_noise else "every method"
+    return f"{named}, noise {noise}" if by_noise else named
+
+
+def _check_is_study(path: Path, data: Mapping[Any, Any]) -> None:
+    """ConfigError for what people write in place of a study; what is wrong inside one, `build` says."""
+    required = [name for name, field in StudyConfig.model_fields.items() if field.is_required()]
+    missing = [name for name in required if name not in data]
+    of_a_run = [name for name in (*Config.model_fields, "sft") if name in data]
+    if missing == required and of_a_run:
+        command = "vrpo sft" if "sft" in data else "vrpo train"
+        raise ConfigError(
+            f"{path} has {', '.join(of_a_run)}: this looks like the configuration of one run, for `{command}`; a study has "
+            f"{', '.join(required)}, and takes such a file as its base"
+        )
+    if not data.get("noise"):
+        missing = [name for name in required if name in missing or name == "noise"]
+        raise ConfigError(
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} required; add {'it' if len(missing) == 1 else 'them'}: "
+            "`noise: {as it is: {}}` takes the rewards as the base has them, a noisy one of your own too"
+        )
+    for section, example in ENTRIES.items():
+        entries = data.get(section)
+        for name, entry in entries.items() if isinstance(entries, dict) else ():
+            if not isinstance(entry, dict) or "type" in entry:
+                label = name if isinstance(entry, dict) or entry is None else "a name"
+                raise ConfigError(
+                    f"{section}.{name}={_short(entry)}: an entry holds settings of a run; write it such as "
+                    f"`{label}: {example}`, or `{label}: {{}}` for those of the base"
+                )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def slug(name: str) -> str:

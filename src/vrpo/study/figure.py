@@ -1,6 +1,6 @@
 """The figures of a study: learning curves, accuracy against noise, and what the critics knew."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -92,7 +92,8 @@ def _panels(
             for panel, noise in zip(row, noises, strict=True):
                 for method in dict.fromkeys(cell.method for cell in cells):
                     runs = [c for c in cells if c.noise == noise and c.method == method]
-                    _line(panel, *read(runs), colour=colours[method], label=method)
+                    if runs:  # none of them may have finished
+                        _line(panel, *read(runs), colour=colours[method], label=method)
                 panel.grid(alpha=0.25)
             row[0].set_ylabel(label)
         for top, bottom, noise in zip(grid[0], grid[-1], noises, strict=True):
@@ -100,9 +101,18 @@ def _panels(
             bottom.set_xlabel("step")
         seeds = len({cell.seed for cell in cells})
         title = None if seeds == 1 else f"interquartile mean and\n95 % interval, {seeds} seeds"
-        handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, frameon=False, title=title, loc="outside right upper")
+        _legend(figure, grid.flat, title)
     return figure
+
+
+def _legend(figure: Figure, panels: Iterable[Any], title: str | None = None) -> None:
+    """Every method once: under one noise it may have no runs."""
+    named = {
+        label: handle
+        for panel in panels
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(list(named.values()), list(named), frameon=False, title=title, loc="outside right upper")
 
 
 def _line(panel: Any, steps: np.ndarray, numbers: np.ndarray, *, colour: str, label: str) -> None:
@@ -170,8 +180,7 @@ def _accuracy_against_noise(cells: Sequence[Cell], rows: Sequence[Row]) -> Figur
             panels[-1].set_xlabel("share of rewards flipped")
         else:
             panels[-1].set_xticks(range(len(noises)), [fill(noise, LABEL_WIDTH) for noise in noises])
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, frameon=False, loc="outside right upper")
+        _legend(figure, panels)
     return figure
 
 
@@ -187,10 +196,15 @@ def _points(
     """The number `name` of every method at each noise's place on the axis, with lines `between` them."""
     width, line = (0.004, "-") if between else (0.12, "none")
     for number, (method, colour) in enumerate(colours.items()):
-        points = [next(r for r in rows if r.noise == noise and r.method == method) for noise in places]
-        estimates = [e for row in points if (e := row.estimates[name]) is not None]
         aside = (number - (len(colours) - 1) / 2) * width
-        x = [place + aside for place in places.values()]
+        points = [
+            (places[row.noise] + aside, estimate)
+            for row in rows
+            if row.method == method and (estimate := row.estimates[name]) is not None
+        ]
+        if not points:
+            continue
+        x, estimates = zip(*points, strict=True)
         _with_intervals(panel, x, estimates, color=colour, label=method, linestyle=line)
 
 
@@ -216,9 +230,7 @@ def _accuracy_against_entropy(rows: Sequence[Row], colours: Mapping[str, str]) -
             panel.set_xlabel("entropy, nats a token")
             panel.grid(alpha=0.25)
         grid[0].set_ylabel("final clean accuracy, sampled")
-        handles, labels = grid[0].get_legend_handles_labels()
-        title = "final policies at\nseveral temperatures"
-        figure.legend(handles, labels, frameon=False, title=title, loc="outside right upper")
+        _legend(figure, grid, "final policies at\nseveral temperatures")
     return figure
 
 

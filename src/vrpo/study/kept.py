@@ -10,47 +10,79 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vrpo.study.statistics import Estimate, share_kept
+from vrpo.errors import ConfigError
+from vrpo.study.statistics import interquartile_mean, share_kept
+
+Row = Mapping[str, Any]
+"""Of a record: one method under one noise kind."""
 
 
-def shares(
-    noisy: Sequence[Mapping[str, Any]], clean: Sequence[Mapping[str, Any]]
-) -> dict[tuple[str, str], Estimate]:
-    """Noise kind and method -> share of its gain in greedy accuracy that it keeps.
+def of_both(noisy: Sequence[Row], clean: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """The rows of the first record, each with the one of its method in the other.
 
     Args:
         noisy: the rows of a record.
         clean: those of another, of one noise kind; methods that it lacks are left out.
+
+    Raises:
+        ConfigError: they have no method in common, or did not start from one model and task.
     """
     of_clean = {row["method"]: row for row in clean}
-    return {
-        (row["noise"], row["method"]): share_kept(
-            row["final_greedy_by_seed"],
-            of_clean[row["method"]]["final_greedy_by_seed"],
-            before=row["first_greedy"]["value"],
-            paired=row["seeds"] == of_clean[row["method"]]["seeds"],
+    pairs = [(row, of_clean[row["method"]]) for row in noisy if row["method"] in of_clean]
+    if not pairs:
+        here, there = (", ".join(dict.fromkeys(row["method"] for row in rows)) for rows in (noisy, clean))
+        raise ConfigError(
+            f"one record is of {here}, the other of {there}; give two that have a method in common"
         )
-        for row in noisy
-        if row["method"] in of_clean
-    }
+    for row, other in pairs:
+        first, second = row["first_greedy"]["value"], other["first_greedy"]["value"]
+        if first != second:
+            raise ConfigError(
+                f"{row['method']} starts at accuracy {first:g} in one record and {second:g} in the other, so that model or task is "
+                "not the same; give two records with one base"
+            )
+    return pairs
 
 
 def main(noisy: Path, clean: Path) -> None:
-    """Print a line for every noise kind and method whose method both records have."""
-    rows = [json.loads(path.read_text(encoding="utf-8"))["rows"] for path in (noisy, clean)]
-    for (noise, method), kept in shares(
-        rows[0], [row for row in rows[1] if row["noise"] == rows[1][0]["noise"]]
-    ).items():
+    """Print a line for every noise kind and method whose method both records have.
+
+    Raises:
+        ConfigError: the records do not go together, or a method gained nothing with clean rewards; the others are printed before.
+    """
+    rows, of_clean = (json.loads(path.read_text(encoding="utf-8"))["rows"] for path in (noisy, clean))
+    nothing: dict[str, str] = {}
+    for row, other in of_both(rows, [one for one in of_clean if one["noise"] == of_clean[0]["noise"]]):
+        method, before = row["method"], row["first_greedy"]["value"]
+        ours, theirs = row["final_greedy_by_seed"], other["final_greedy_by_seed"]
+        after = interquartile_mean(theirs).value
+        if after <= before:
+            nothing[method] = f"{method} gained {after - before:+.3f} (from {before:.3f} to {after:.3f})"
+            continue
+        kept = share_kept(ours, theirs, before=before, paired=row["seeds"] == other["seeds"])
         interval = "" if kept.low is None or kept.high is None else f" ({kept.low:.0%}-{kept.high:.0%})"
-        print(f"{noise}, {method}: {kept.value:.0%}{interval} of the gain with clean rewards kept")
+        print(f"{row['noise']}, {method}: {kept.value:.0%}{interval} of the gain with clean rewards kept")
+    if nothing:
+        raise ConfigError(
+            f"with clean rewards {', '.join(nothing.values())}: a share is of a gain above 0; give a record of runs that learned"
+        )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The command: its exit status."""
+    if len(arguments) != 2:
+        print("usage: python -m vrpo.study.kept NOISY.json CLEAN.json", file=sys.stderr)
+        return 2
+    try:
+        main(Path(arguments[0]), Path(arguments[1]))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        print(f"{error!r}: two records of `vrpo study --record FILE` are needed", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        print("usage: python -m vrpo.study.kept NOISY.json CLEAN.json", file=sys.stderr)
-        sys.exit(2)
-    try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        print(f"{error!r}: two records of `vrpo study --record FILE` are needed", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run(sys.argv[1:]))

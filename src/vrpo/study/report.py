@@ -41,7 +41,8 @@ def write_report(study: Study, *, record_to: Path | None) -> list[Plain]:
         write_record(record_to, study.cells, rows, study.out, command=study.command, jobs=study.settings.jobs)
     further: list[Plain] = []
     if len({cell.method for cell in study.cells}) > 1 and len({cell.seed for cell in study.cells}) > 1:
-        further.append(comparison_table(rows))
+        compared = comparison_table(rows)
+        further += [compared] if compared.rows else []
     if study.curves is not None:
         further.append(sharpness_table(rows, study.settings.temperatures))
     figures = draw_all(study.cells, rows, study.out)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +119,23 @@ def _row(method: str, noise: str, by_seed: Mapping[int, Numbers]) -> Row:
 
 
 def compare(rows: Sequence[Row]) -> list[Comparison]:
-    """The study's first method against each other one, noise by noise."""
+    """The study's first method against each other one, under every noise that it has runs of."""
     found: list[Comparison] = []
-    for noise in dict.fromkeys(row.noise for row in rows):
-        first, *others = [row for row in rows if row.noise == noise]
+    for first in (row for row in rows if row.method == first_method(rows)):
         found += [
             _comparison(first, other, by, pairs)
-            for other in others
+            for other in rows
+            if other.noise == first.noise and other is not first
             for by, name in COMPARED.items()
             if (pairs := _pairs(first, other, name))
         ]
     return found
+
+
+def first_method(rows: Sequence[Row]) -> str:
+    """The one that no other comes before; under the first noise it may have no runs."""
+    later = {row.method for before, row in pairwise(rows) if row.noise == before.noise}
+    return next((row.method for row in rows if row.method not in later), rows[0].method)
 
 
 def _pairs(first: Row, other: Row, name: str) -> list[tuple[float, float]]:

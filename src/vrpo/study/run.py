@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vrpo.errors import ConfigError
+from vrpo.errors import INPUT_ERRORS, ConfigError
 from vrpo.study.config import Cell, StudyConfig, read_study
 from vrpo.study.report import Study, write_report
-from vrpo.study.runner import finished, run_cells
+from vrpo.study.runner import StudyError, finished, run_cells
 from vrpo.study.sharpness import measure, measure_cell
 from vrpo.study.tables import to_rich
 from vrpo.train.preflight import check_files
@@ -39,41 +39,60 @@ def run_study(
 
     Raises:
         ConfigError: the study is wrong, a file it names is missing, or there is nothing to report on.
-        CheckpointError: a cell's folder holds a run with another configuration.
-        StudyError: a cell failed.
+        CheckpointError: a cell's folder holds a run with another configuration, or `out` can be no folder.
+        StudyError: cells failed; the others are reported on before.
+        StorageError: the disk is full, or cannot be written.
     """
     if record_to is not None and not record_to.parent.is_dir():
         raise ConfigError(f"--record: there is no folder {str(record_to.parent)!r}; make it first")
     started = time.perf_counter()
     settings, cells = read_study(path, overrides)
-    if report_only:
-        whole, cells = len(cells), finished(cells, out)
-        if not cells:
-            raise ConfigError(
-                f"--report-only: {str(out)!r} has no finished cell; run the study without it first"
-            )
-        title = f"{title}, {len(cells)} of {whole} runs"
-    else:
+    failures = []
+    if not report_only:
         for cell in cells:
-            check_files(cell.config)
-        run_cells(
-            cells, out, jobs=settings.jobs, console=console, ended=partial(_spare, out=out, settings=settings)
+            _check_files(cell)
+        ended = partial(_spare, out=out, settings=settings)
+        failures = run_cells(cells, out, jobs=settings.jobs, console=console, ended=ended)
+    done = _method_by_method(finished(cells, out), settings)
+    if report_only and not done:
+        raise ConfigError(f"--report-only: {str(out)!r} has no finished cell; run the study without it first")
+    if done:
+        curves = measure(done, out, settings.temperatures, console=console) if settings.temperatures else None
+        on_top = [word for setting in overrides for word in ("--set", setting)]
+        study = Study(
+            title=title if len(done) == len(cells) else f"{title}, {len(done)} of {len(cells)} runs",
+            settings=settings,
+            cells=done,
+            out=out,
+            curves=curves,
+            command=["vrpo", "study", str(path), *on_top],
+            seconds=time.perf_counter() - started,
         )
-    curves = measure(cells, out, settings.temperatures, console=console) if settings.temperatures else None
-    on_top = [word for setting in overrides for word in ("--set", setting)]
-    study = Study(
-        title=title,
-        settings=settings,
-        cells=cells,
-        out=out,
-        curves=curves,
-        command=["vrpo", "study", str(path), *on_top],
-        seconds=time.perf_counter() - started,
-    )
+        _report(study, record_to=record_to, console=console)
+    if failures:
+        raise StudyError.of(failures, whole=len(cells))
+
+
+def _check_files(cell: Cell) -> None:
+    """`check_files`, whose error says of which cell it is."""
+    try:
+        check_files(cell.config)
+    except INPUT_ERRORS as error:
+        raise type(error)(f"{cell.name}: {error}") from error
+
+
+def _method_by_method(cells: list[Cell], settings: StudyConfig) -> list[Cell]:
+    """As the study's file has them: where the first seed of the first method is missing, it is the first method all the same."""
+    noises, methods = list(settings.noise), list(settings.methods)
+    return sorted(cells, key=lambda cell: (noises.index(cell.noise), methods.index(cell.method)))
+
+
+def _report(study: Study, *, record_to: Path | None, console: Console) -> None:
+    out = study.out
     for plain in write_report(study, record_to=record_to):
         console.print(to_rich(plain))
     console.print(
-        f"{title}\npage: {out / 'study.html'}   figures: {out / 'curves.png'} and others   numbers: {out / 'summary.json'}",
+        f"{study.title}\npage: {out / 'study.html'}   figures: {out / 'curves.png'} and others   numbers: {out / 'summary.json'}",
         markup=False,
     )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from vrpo.study.results import Row, compare
+from vrpo.study.results import Row, compare, first_method
 from vrpo.study.sharpness import EQUAL, SAMPLES, names_at
 from vrpo.study.statistics import Estimate
 
@@ -80,7 +80,7 @@ def results_table(rows: Sequence[Row], headings: Collection[str] = tuple(COLUMNS
 
 def comparison_table(rows: Sequence[Row]) -> Plain:
     """The first method against each other one."""
-    first = rows[0].method
+    first = first_method(rows)
     lines = tuple(
         (
             c.noise,
