@@ -358,6 +358,7 @@ def test_gold_is_what_runs_are_judged_by_and_never_learned_from(tmp_path):
         ({"reward_weights": [1.0, 2.0]}, r"reward_weights=\[1\.0, 2\.0\] for 1"),
         ({"config": Config(task={"type": "arithmetic"})}, "remove `task`"),
         ({"train_dataset": []}, "rows"),
+        ({"max_prompt_tokens": 1}, "longer than max_prompt_tokens=1"),
         ({"train_dataset": [{"question": "?"}] * 4}, "prompt"),
     ],
 )

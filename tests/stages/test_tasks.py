@@ -72,7 +72,7 @@ def test_context_check_names_prompt_length_rule_and_fix():
     task.check_context(13, 10)
     with pytest.raises(
         DataError,
-        match=r"train/10 has 3 tokens.*max_completion_length=10.*context of 12.*max_prompt_tokens to 2",
+        match=r"train/10 has 3 tokens.*max_completion_length=10.*context of 12.*max_prompt_tokens .*to 2",
     ):
         task.check_context(12, 10)
     arithmetic = build_task(ArithmeticTask(), TOKENIZER)

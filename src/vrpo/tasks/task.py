@@ -51,7 +51,7 @@ class Task:
         *,
         note: str = "",
         check_first: int | None = None,
-        length_fix: str = "set task.max_prompt_tokens to {limit}",
+        length_fix: str = "set max_prompt_tokens (task.max_prompt_tokens in a file) to {limit}",
     ) -> None:
         """Wrap two prompt sequences.
 

@@ -79,6 +79,8 @@ class Trainer:
         reward_weights: one weight per function; None weighs each 1.
         gold_funcs: one function or several of the same kind that you trust, where you do not trust `reward_funcs`: evaluations and
             the metrics of noise go by their sum, and nothing learns from them. None: by `reward_funcs`.
+        system_prompt: first message of prompts that go through the chat template.
+        max_prompt_tokens: rows with longer prompts are dropped and counted; None keeps all.
         output_dir: the run folder.
 
     Raises:
@@ -96,6 +98,8 @@ class Trainer:
         processing_class: Any = None,
         reward_weights: Sequence[float] | None = None,
         gold_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
+        system_prompt: str | None = None,
+        max_prompt_tokens: int | None = None,
         output_dir: str | Path = "runs/vrpo",
     ) -> None:
         config = Config() if config is None else config
@@ -120,7 +124,13 @@ class Trainer:
         self.config = config.model_copy(update={"model": settings})
         self._ingredients = Ingredients(
             policy=policy,
-            task=task_from_rows(train_dataset, eval_dataset, policy.tokenizer),
+            task=task_from_rows(
+                train_dataset,
+                eval_dataset,
+                policy.tokenizer,
+                system_prompt=system_prompt,
+                max_prompt_tokens=max_prompt_tokens,
+            ),
             functions=[
                 f if isinstance(f, NamedFunction) else named(f, weight=w)
                 for f, w in zip(functions, weights, strict=True)

@@ -111,7 +111,8 @@ def not_exact_because(before: Mapping[str, Any], now: Mapping[str, Any]) -> list
 
 def _harmless(key: str) -> bool:
     return key in MAY_CHANGE or (
-        key.startswith(("rewards.functions.", "rewards.gold.")) and key.rpartition(".")[2] in HOW_A_FUNCTION_IS_CALLED
+        key.startswith(("rewards.functions.", "rewards.gold."))
+        and key.rpartition(".")[2] in HOW_A_FUNCTION_IS_CALLED
     )
 
 
