@@ -17,11 +17,12 @@ quickstart-short: $(VENV)/.run    ## the same wiring in a few steps, for CI
 	$(BIN)/vrpo study recipes/quickstart --out runs/quickstart-short \
 	  --set train.steps=14 --set train.eval_every=7 --set train.eval_prompts=64
 
-study: $(VENV)/.run               ## the README's table: 236 runs, some five hours on two cores; goes on where it stopped
+study: $(VENV)/.run               ## the README's table: 268 runs, five to seven hours on two cores; goes on where it stopped
 	$(BIN)/vrpo study recipes/arith_cpu/length_bias.yaml --out runs/length_study
 	$(BIN)/vrpo study recipes/minus_cpu --out runs/minus_study
 	$(BIN)/vrpo study recipes/arith_cpu/phrase_bias.yaml --out runs/phrase_study
 	$(BIN)/vrpo study recipes/arith_cpu/flips.yaml --out runs/flips_study
+	$(BIN)/vrpo study recipes/arith_cpu/flips_20.yaml --out runs/flips_20_study
 	$(BIN)/vrpo study recipes/minus_cpu/flips.yaml --out runs/minus_flips_study
 	$(BIN)/vrpo study recipes/arith_cpu/flips_clean.yaml --out runs/clean_study
 	$(BIN)/vrpo study recipes/minus_cpu/flips_clean.yaml --out runs/minus_clean_study
