@@ -622,9 +622,9 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on(tmp_path):
 
 
 def test_what_a_denoiser_cannot_take_is_said_in_one_line(tmp_path):
-    noise = [{"type": "gaussian", "scale": 0.5}]
+    half = [{"type": "exact", "weight": 0.5}]
     with pytest.raises(RewardError, match=r"denoiser got the reward .*denoiser: null"):
-        run(small(rewards={"noise": noise}, denoiser={}), tmp_path / "run")
+        run(small(rewards={"functions": half, "noise": []}, denoiser={}), tmp_path / "run")
     with pytest.raises(ConfigError, match="give both, or neither"):
         small(denoiser={"false_positive": 0.3})
     with pytest.raises(ConfigError, match="channel=gaussian has none"):

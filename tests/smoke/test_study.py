@@ -347,6 +347,7 @@ def test_a_cell_that_is_told_to_stop_ends_the_study(write, runs, tmp_path, end, 
     assert started.read_text().split() == [cell.folder for cell in cells[:2]]
 
 
+@pytest.mark.slow  # half a minute of starting processes; what run_cells does with a failure is tested above
 def test_a_study_reports_what_is_finished_and_then_what_failed(write, tmp_path, capsys):
     rows, out = tmp_path / "rows.jsonl", tmp_path / "out"
     rows.write_text('{"question": "1+1="}\n')
