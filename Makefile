@@ -51,7 +51,7 @@ cpu-tests: $(VENV)/.dev           ## on the CPU also where there is a GPU
 test-gpu: $(VENV)/.dev            ## a minute: what only a CUDA device can show
 	$(BIN)/pytest -q -s -m gpu tests/gpu
 
-test-slow: $(VENV)/.dev           ## minutes: SmolLM2 on real rows, if its folder is there
+test-slow: $(VENV)/.dev           ## minutes: studies, memory, and SmolLM2 on real rows, if its folder is there
 	$(BIN)/pytest -q -m slow
 
 kill-test: $(VENV)/.dev           ## N real runs killed at random points, resumed, compared with the uninterrupted one

@@ -71,7 +71,7 @@ def folder(tmp_path_factory):
         "vrpo",
         "grpo",
         pytest.param("small pieces", marks=pytest.mark.slow),
-        "activations computed again",
+        pytest.param("activations computed again", marks=pytest.mark.slow),
         pytest.param("borrowed", marks=pytest.mark.slow),
     ],
 )

@@ -238,6 +238,7 @@ def test_a_stopped_study_has_whole_seeds_and_reports_on_them(write, tmp_path, ca
     assert "another configuration" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # half a minute of starting processes
 def test_a_study_that_keeps_no_checkpoints_has_sampled_before_they_go(write, tmp_path, capsys):
     folder, out = (
         write(noise={"none": {}}, seeds=[0], keep_checkpoints=False, temperatures=[1.0]),
