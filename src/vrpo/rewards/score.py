@@ -87,7 +87,7 @@ class RewardPipeline:
             scored = model.apply(scored, step=step, draws=draws, judge=self.judge)
         if not self._gold:
             return scored
-        # gold that fails costs metrics, never the run
+        # gold that fails costs metrics, not the run, unless it says on_error: raise
         trusted = _judge(self._gold, rollouts, {}, 1.0)
         return [
             replace(item, clean_reward=verdict.reward, errors=(*item.errors, *verdict.errors))
@@ -100,9 +100,8 @@ class RewardPipeline:
 
     def judge(self, rollouts: Sequence[Rollout], replaced: Mapping[str, Sequence[Any]]) -> list[Verdict]:
         """Verdicts with some columns replaced, one list entry per rollout: how label noise asks again."""
-        return _judge(
-            self._functions, rollouts, replaced, 1.0
-        )  # a few of a step's responses make no share of it
+        # 1: a few of a step's responses make no share of it
+        return _judge(self._functions, rollouts, replaced, 1.0)
 
     def _scored(self, rollouts: Sequence[Rollout], functions: Sequence[NamedFunction]) -> list[ScoredRollout]:
         scored = [

@@ -119,9 +119,8 @@ def _value(value: Any) -> Any:
 def _load(task: dict[str, Any]) -> Callable[..., Any]:
     if task["pickled"] is not None:
         return pickle.loads(task["pickled"])
-    sys.path.append(
-        os.path.dirname(os.path.abspath(task["file"]))
-    )  # its neighbours can be imported, as by `python FILE`
+    # its neighbours can be imported, as by `python FILE`
+    sys.path.append(os.path.dirname(os.path.abspath(task["file"])))
     spec = importlib.util.spec_from_file_location(
         f"vrpo_reward_{os.path.basename(task['file'])[:-3]}", task["file"]
     )
