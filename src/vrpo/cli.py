@@ -69,7 +69,7 @@ def train_command(  # noqa: PLR0917 (typer reads the options off the parameters)
     _print_batch_plan(settings)
     folder = out or Path("runs") / f"{_recipe_name(config)}-{settings.algorithm.type}-s{settings.train.seed}"
     summary = train(settings, out=folder, resume=resume, checkpoint=checkpoint, allow_changes=allow_changes)
-    _print_accuracy(summary, by_others=bool(settings.rewards.gold or settings.rewards.noise))
+    _print_accuracy(summary, by_others=settings.rewards.knows_clean)
     console.print(f"run folder: {folder}", markup=False)
 
 

@@ -95,6 +95,8 @@ class ScoredRollout:
     """What the learner sees. None is *missing*: the sample leaves every loss and every denominator."""
     errors: tuple[str, ...] = ()
     """One line per reward function that raised or returned something unusable for this sample."""
+    gold_errors: tuple[str, ...] = ()
+    """The same of gold functions in training, where their failure costs metrics alone."""
 
 
 @dataclass(frozen=True, slots=True)

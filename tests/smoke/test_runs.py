@@ -359,6 +359,8 @@ def test_gold_is_what_runs_are_judged_by_and_never_learned_from(tmp_path):
         ({"config": Config(task={"type": "arithmetic"})}, "remove `task`"),
         ({"train_dataset": []}, "rows"),
         ({"max_prompt_tokens": 1}, "longer than max_prompt_tokens=1"),
+        ({"chat": True}, "chat template"),
+        ({"holdout": 1.0}, r"holdout=1\.0 is no share between 0 and 1"),
         ({"train_dataset": [{"question": "?"}] * 4}, "prompt"),
     ],
 )
@@ -366,6 +368,14 @@ def test_trainer_arguments_that_do_not_fit(tmp_path, settings, part):
     with pytest.raises(VrpoError, match=part) as caught:
         trainer(exact, tmp_path / "run", **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_trainer_holds_out_the_share_it_is_told(tmp_path):
+    held_out = [
+        len(trainer(exact, tmp_path / "run", holdout=share)._ingredients.task.eval_prompts(1000))
+        for share in (0.1, 0.6)
+    ]
+    assert held_out[0] < 0.3 * len(rows()) and held_out[1] > 0.4 * len(rows())
 
 
 def sometimes(kind):

@@ -17,11 +17,13 @@ from vrpo.config.rewards import (
     FunctionReward,
     MajorityNoise,
     MathReward,
+    MissingNoise,
     RewardsConfig,
     SourceNoise,
 )
 from vrpo.errors import ConfigError, RewardError
 from vrpo.rewards import RewardPipeline, build_rewards, load_function, named, reward_columns
+from vrpo.train.metrics import rollout_metrics
 
 ROLLOUTS = [make_rollout(text, prompt_index=i, answer="1") for i, text in enumerate(["1", "0", "1", "x"])]
 
@@ -52,6 +54,26 @@ def test_weighted_sum_by_hand():
     assert values(scored) == [1.5, -2.0]
     assert dict(scored[0].parts) == {"right": 1.0, "length": 1.0}
     assert [item.reward for item in scored] == [1.5, -2.0]
+
+
+def test_what_gold_fails_at_is_kept_apart_from_what_the_reward_fails_at():
+    def moody(completions):
+        return [1.0 if c == "1" else float("nan") for c in completions]
+
+    scored = RewardPipeline([named(right)], gold=[named(moody)], seed=0).score(ROLLOUTS, step=1)
+    assert [s.reward for s in scored] == [1.0, 0.0, 1.0, 0.0] and values(scored) == [1.0, None, 1.0, None]
+    assert not any(s.errors for s in scored)
+    assert [len(s.gold_errors) for s in scored] == [0, 1, 0, 1] and "bad_value" in scored[1].gold_errors[0]
+    metrics = rollout_metrics(scored)
+    assert (metrics["rewards/errors"], metrics["rewards/gold_errors"]) == (0.0, 2.0)
+    assert "rewards/gold_errors" not in rollout_metrics([s for s in scored if not s.gold_errors])
+
+
+def test_withheld_rewards_alone_are_no_errors_of_a_judge():
+    flips, missing = FlipNoise(false_negative=0.1), MissingNoise(rate=0.1)
+    for noise, knows in (((), False), ((missing,), False), ((flips,), True), ((flips, missing), True)):
+        config = RewardsConfig(functions=(ExactReward(),), noise=noise)
+        assert (config.knows_clean, build_rewards(config, seed=0).knows_clean) == (knows, knows)
 
 
 def test_missing_as_soon_as_one_function_is_missing_and_never_zero():

@@ -291,6 +291,11 @@ class RewardsConfig(Strict):
     noise: tuple[NoiseConfig, ...] = Field((), strict=False)
     """Applied in order, each to the output of the one before. One mapping or a list of them."""
 
+    @property
+    def knows_clean(self) -> bool:
+        """Whether the clean reward may be another than the seen one: with gold, or noise that does more than withhold it."""
+        return bool(self.gold) or any(not isinstance(noise, MissingNoise) for noise in self.noise)
+
     @model_validator(mode="before")
     @classmethod
     def _one_is_a_list(cls, data: object) -> object:

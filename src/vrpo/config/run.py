@@ -266,7 +266,7 @@ class SftConfig(Strict):
     model: ModelConfig
     task: TaskConfig
     rewards: RewardsConfig
-    """Only the functions are used, to measure accuracy."""
+    """Gold, or without it the functions, measure accuracy; noise is left out."""
     rollout: RolloutConfig = RolloutConfig()
     sft: SftSettings = SftSettings()
     seed: int = Field(0, ge=0)

@@ -12,6 +12,7 @@ from torch import Tensor
 from vrpo.errors import ConfigError, RewardError
 from vrpo.rewards.isolation import Fault, fault_kind
 from vrpo.rewards.noise import Draws, NoiseModel, Verdict
+from vrpo.rewards.noise_additive import Missing
 from vrpo.rewards.user import NamedFunction, call, one_line
 from vrpo.types import Rollout, ScoredRollout
 
@@ -66,8 +67,8 @@ class RewardPipeline:
 
     @property
     def knows_clean(self) -> bool:
-        """Whether the clean reward is another than the seen one: with gold, or noise of our own."""
-        return bool(self._gold or self._noise)
+        """Whether the clean reward may be another than the seen one: with gold, or noise of our own that does more than withhold it."""
+        return bool(self._gold) or any(model.kind != Missing.kind for model, _ in self._noise)
 
     @property
     def columns(self) -> frozenset[str]:
@@ -90,7 +91,7 @@ class RewardPipeline:
         # gold that fails costs metrics, not the run, unless it says on_error: raise
         trusted = _judge(self._gold, rollouts, {}, 1.0)
         return [
-            replace(item, clean_reward=verdict.reward, errors=(*item.errors, *verdict.errors))
+            replace(item, clean_reward=verdict.reward, gold_errors=verdict.errors)
             for item, verdict in zip(scored, trusted, strict=True)
         ]
 

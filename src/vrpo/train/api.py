@@ -72,13 +72,15 @@ class Trainer:
             `vrpo.rewards.named(f, timeout=..., isolation="process", ...)` made of one.
         train_dataset: a `datasets.Dataset` or a list of dicts with a `prompt` column (text or chat messages);
             the other columns reach the reward functions by name.
-        eval_dataset: held-out rows; None holds out a tenth of `train_dataset`.
+        eval_dataset: held-out rows; None holds out a share of `train_dataset`.
+        holdout: that share, between 0 and 1, chosen by a hash of the prompt.
         config: everything else. `model.path` gives way to `model` (and names the tokenizer of a model object);
             `task` and `rewards.functions` must be left out, since rows and functions are given here.
         processing_class: the tokenizer; None loads the one that belongs to `model`.
         reward_weights: one weight per function; None weighs each 1.
         gold_funcs: one function or several of the same kind that you trust, where you do not trust `reward_funcs`: evaluations and
             the metrics of noise go by their sum, and nothing learns from them. None: by `reward_funcs`.
+        chat: put text prompts through the tokenizer's chat template; None: where it has one. False for a base model that has one.
         system_prompt: first message of prompts that go through the chat template.
         max_prompt_tokens: rows with longer prompts are dropped and counted; None keeps all.
         output_dir: the run folder.
@@ -94,10 +96,12 @@ class Trainer:
         train_dataset: Any,
         *,
         eval_dataset: Any = None,
+        holdout: float = 0.1,
         config: Config | None = None,
         processing_class: Any = None,
         reward_weights: Sequence[float] | None = None,
         gold_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
+        chat: bool | None = None,
         system_prompt: str | None = None,
         max_prompt_tokens: int | None = None,
         output_dir: str | Path = "runs/vrpo",
@@ -106,6 +110,10 @@ class Trainer:
         functions = _as_list(reward_funcs)
         gold = () if gold_funcs is None else _as_list(gold_funcs)
         _check_arguments(config, functions, reward_weights, gold)
+        if not 0.0 < holdout < 1.0:
+            raise ConfigError(
+                f"holdout={holdout!r} is no share between 0 and 1; give one, or an eval_dataset"
+            )
         weights = [1.0] * len(functions) if reward_weights is None else reward_weights
         if reward_weights is not None and any(isinstance(f, NamedFunction) for f in functions):
             raise ConfigError(
@@ -128,6 +136,8 @@ class Trainer:
                 train_dataset,
                 eval_dataset,
                 policy.tokenizer,
+                holdout=holdout,
+                chat=chat,
                 system_prompt=system_prompt,
                 max_prompt_tokens=max_prompt_tokens,
             ),

@@ -78,6 +78,7 @@ METRICS: dict[str, MetricDoc] = {
     "val/num_eos_tokens": _D("responses that ended with EOS", "near completions_per_step", "falls: the policy forgets to stop"),
     # rewards and noise
     "rewards/errors": _D("responses for which a reward function raised or returned something unusable", "0", "above 0: the lines are in rollouts.jsonl"),
+    "rewards/gold_errors": _D("responses for which a gold function raised or returned something unusable; only where some did", "absent", "nothing learns from gold, but metrics and evaluations miss these; the lines are in rollouts.jsonl"),
     "rewards/errors/*": _D("of these, by kind: raised, timeout, crashed, memory, bad_value, http; only kinds that occurred", "absent", "timeout: raise rewards.functions.timeout or mend the function; the others: mend it"),
     "rewards/missing": _D("responses without a reward (errors, None, noise type missing); masked from every loss", "0", "large: the step learns from little data"),
     "rewards/*/mean": _D("mean clean value of one reward function, where it is not missing", "rises", "one rises at the cost of another: weights"),

@@ -236,7 +236,7 @@ def environment() -> dict[str, Any]:
 
 
 def readable(scored: Sequence[ScoredRollout]) -> list[dict[str, Any]]:
-    """The first few responses of a step, and every one whose reward failed, as lines of rollouts.jsonl."""
+    """The first few responses of a step, and every one whose reward or gold failed, as lines of rollouts.jsonl."""
     return [
         {
             "sample_id": s.rollout.sample_id,
@@ -249,9 +249,10 @@ def readable(scored: Sequence[ScoredRollout]) -> list[dict[str, Any]]:
             "clean_reward": s.clean_reward,
             "reward": s.reward,
             "errors": list(s.errors),
+            **({"gold_errors": list(s.gold_errors)} if s.gold_errors else {}),
         }
         for index, s in enumerate(scored)
-        if index < ROLLOUTS_KEPT or s.errors
+        if index < ROLLOUTS_KEPT or s.errors or s.gold_errors
     ]
 
 

@@ -57,7 +57,7 @@ def judge_sample(config: Config, *, prompts: int, repeats: int, gold: str | None
         if trusted is not None:
             trusted.close()
     by_gold = trusted is not None or bool(config.rewards.gold)
-    by_noise = not by_gold and bool(config.rewards.noise)
+    by_noise = not by_gold and config.rewards.knows_clean
     return [
         Judged(
             prompt_id=rollout.prompt.prompt_id,

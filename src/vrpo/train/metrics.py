@@ -43,6 +43,8 @@ def rollout_metrics(scored: Sequence[ScoredRollout]) -> Metrics:
         "rewards/errors": float(sum(bool(s.errors) for s in scored)),
         "rewards/missing": float(sum(s.reward is None for s in scored)),
     }
+    if any(s.gold_errors for s in scored):
+        metrics["rewards/gold_errors"] = float(sum(bool(s.gold_errors) for s in scored))
     kinds = Counter(kind for s in scored for kind in {fault_kind(line) for line in s.errors})
     metrics |= {f"rewards/errors/{kind}": float(count) for kind, count in sorted(kinds.items())}
     for name in names:

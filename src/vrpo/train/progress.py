@@ -85,6 +85,8 @@ class Terminal:
         numbers += f"  {metrics['tokens_per_second/step']:,.0f} tok/s{self._clean}"
         if metrics["rewards/errors"]:
             numbers += f"  [red]{metrics['rewards/errors']:.0f} rewards failed[/red]"
+        if gold := metrics.get("rewards/gold_errors"):
+            numbers += f"  [red]gold failed {gold:.0f} times[/red]"
         if self._progress is not None:
             self._progress.update(self._task, completed=step, numbers=numbers)
         elif step == 1 or step % max(self._steps // LINES_PER_RUN, 1) == 0:

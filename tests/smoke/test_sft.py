@@ -1,0 +1,74 @@
+"""The supervised warm start, as `vrpo sft` runs it."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from tests.smoke.test_runs import SMALL
+from vrpo.cli import main
+from vrpo.config import SftConfig, build, to_yaml
+from vrpo.errors import CheckpointError, DataError
+from vrpo.models import load_policy
+from vrpo.train.sft import sft
+
+QUIET = Console(quiet=True)
+EXACT = {"type": "exact"}
+
+
+def settings(*, rewards=None, rollout=SMALL["rollout"], **warm_start):
+    return build(
+        SftConfig,
+        {
+            "model": {"path": "vrpo:tiny"},
+            "task": SMALL["task"],
+            "rollout": rollout,
+            "rewards": {"functions": [EXACT]} if rewards is None else rewards,
+            "sft": {"steps": 4, "batch": 16, "eval_every": 2, "eval_prompts": 64, **warm_start},
+        },
+    )
+
+
+def test_the_command_imitates_answers_and_leaves_a_model_to_train(tmp_path, capsys):
+    config = settings(steps=60, batch=64, eval_every=20, learning_rate=1e-3)
+    (tmp_path / "warm.yaml").write_text(to_yaml(config))
+    command = ["sft", str(tmp_path / "warm.yaml"), "--out", str(tmp_path / "model")]
+    with pytest.raises(SystemExit, match="0"):
+        main(command)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(f"sft step {step}/60" in shown for step in (20, 40, 60))
+    result = json.loads((tmp_path / "model" / "sft.json").read_text())
+    losses = [float(part.split()[0]) for part in shown.split("loss ")[1:]]
+    assert result["steps"] == 60 and losses[-1] < losses[0]
+    before, after = (
+        load_policy(config.model, seed=0),
+        load_policy(config.model.model_copy(update={"path": str(tmp_path / "model")}), seed=0),
+    )
+    assert any(not a.equal(b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
+    assert "already holds a model" in capsys.readouterr().err
+
+
+def test_it_stops_where_accuracy_leaves_room_as_gold_sees_it(tmp_path):
+    """The tiny model gets about .4: above .2 for exact, and never for a judge that calls everything wrong."""
+    nothing = tmp_path / "nothing.py"
+    nothing.write_text("def nothing(completions, **columns):\n    return [0.0] * len(completions)\n")
+    never = {"type": "function", "file": str(nothing), "name": "nothing"}
+    for name, rewards, steps in (
+        ("exact", {"functions": [EXACT]}, 2),
+        ("gold stops it", {"functions": [never], "gold": [EXACT]}, 2),
+        ("gold does not", {"functions": [EXACT], "gold": [never]}, 4),
+    ):
+        result = sft(settings(rewards=rewards, stop_accuracy=0.2), out=tmp_path / name, console=QUIET)
+        assert result["steps"] == steps, name
+        assert (result["greedy"] >= 0.2) == (steps == 2)
+
+
+def test_a_row_without_the_target_names_the_setting(tmp_path):
+    with pytest.raises(DataError, match=r"no text in column 'essay'; set sft\.target_column"):
+        sft(settings(target_column="essay"), out=tmp_path / "model", console=QUIET)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="choose another --out"):
+        sft(settings(), out=tmp_path / "taken", console=QUIET)
