@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from scipy.stats import norm
 from vrpo.cli import main
 from vrpo.config import Config, build
 from vrpo.errors import DataError
-from vrpo.train.advice import advise
+from vrpo.train.advice import MEASURED, advise
 from vrpo.train.diagnosis import Judged, diagnose
 from vrpo.train.diagnosis_files import read_judged
+
+ROOT = Path(__file__).parents[2]
 
 
 def sample(prompts=100, group=8, *, false_positive=0.0, false_negative=0.0, seed=0, gold=True, change=None):
@@ -544,3 +547,10 @@ def test_a_judge_that_a_9_impresses_is_found_out(capsys):
     out = capsys.readouterr().out
     assert ended.value.code == 0 and out.count("paid for '") == 1
     assert "paid for '9'" in out and "+0.500" in out and "nuisance: tokens" in out
+
+
+@pytest.mark.parametrize(("study", "method"), MEASURED, ids=str)
+def test_accuracies_in_the_advice_are_those_of_the_records(study, method):
+    numbers = json.loads((ROOT / "recipes" / "arith_cpu" / f"{study}.json").read_text())
+    row = next(row for row in numbers["rows"] if row["method"] == method)
+    assert row["final_greedy"]["value"] == pytest.approx(MEASURED[study, method], abs=5.1e-4)

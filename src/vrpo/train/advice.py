@@ -16,8 +16,23 @@ TOO_WEAK = 0.05
 MANY_TIES, MUCH_MISSING, UNSTEADY = 0.5, 0.05, 0.02
 LENGTH_MATTERS = 0.3
 """Spearman correlation from which on length pays."""
+DENOISED = "GRPO with denoiser"
 LISTENING = "`algorithm: {type: grpo, belief_coef: 0.3}` and `train: {epochs: 2}`"
 LONG_ANSWERS = "for long answers nothing better is known here than a smaller train.learning_rate, more rollout.num_generations, or algorithm.kl_coef above 0"
+MEASURED = {
+    ("length_bias", "GRPO"): 0.470,
+    ("phrase_bias", "GRPO"): 0.467,
+    ("phrase_bias", "GRPO with denoiser"): 0.683,
+    ("flips", "GRPO"): 0.535,
+    ("flips", "GRPO with denoiser"): 0.609,
+    ("flips_clean", "GRPO"): 0.636,
+    ("flips_clean", "VRPO"): 0.666,
+    ("hard_noise", "GRPO"): 0.544,
+    ("hard_noise", "GRPO with denoiser"): 0.595,
+    ("few_prompts", "GRPO"): 0.427,
+    ("few_prompts_listening", "GRPO with denoiser"): 0.351,
+}
+"""(Study of recipes/arith_cpu, method) -> final greedy clean accuracy under the first noise in its record; a test compares."""
 MIXED_WANTED, GENERATIONS = 0.8, (2, 4, 8, 16, 32, 64)
 
 
@@ -95,12 +110,13 @@ def _noise(found: Diagnosis) -> list[str]:
     if strength >= LITTLE_NOISE and _leans(found):
         return [
             "right completions are nearly always paid more than wrong ones, but what else is paid for moves a policy too: on sums GRPO alone "
-            "ended at .47 where length or a 9 paid, at .63 under a judge that never errs (docs/guides/noise.md)"
+            f"ended at {_accuracy('length_bias')} where length paid, at {_accuracy('phrase_bias')} where a 9 did, at "
+            f"{_accuracy('flips_clean')} under a judge that never errs (docs/guides/noise.md)"
         ]
     if strength >= LITTLE_NOISE:
         short = (
-            "; on short answers of which one is right a denoiser that the policy listens to adds .03 to .06 even without noise "
-            "(docs/guides/noise.md)"
+            "; on short answers of which one is right VRPO with a denoiser that it listens to is ahead even without noise "
+            f"({_accuracy('flips_clean', 'VRPO')}, GRPO alone {_accuracy('flips_clean')}; docs/guides/noise.md)"
         )
         return [
             "little noise: `algorithm: grpo` is the cheapest method and loses little to it"
@@ -162,6 +178,14 @@ def _biases(found: Diagnosis) -> list[str]:
     return lines
 
 
+def _accuracy(study: str, method: str = "GRPO") -> str:
+    return f"{MEASURED[study, method]:.2f}"
+
+
+def _gain(study: str) -> str:
+    return f"accuracy {_accuracy(study, DENOISED)}, GRPO alone {_accuracy(study)}"
+
+
 def _remedy(found: Diagnosis) -> list[str]:
     """The one setting for what was found, unless nothing may be learnable."""
     strength = _strength(found)
@@ -176,23 +200,22 @@ def _remedy(found: Diagnosis) -> list[str]:
         return [f"{LONG_ANSWERS}; `algorithm: vrpo` alone, without a denoiser, is no better than PPO"]
     if not found.binary:
         settings = ["channel: gaussian", "nuisance: tokens"]
-        gain = (
-            "a judge that a 9 impresses: accuracy .68, GRPO alone .47; measured on vocabularies of 100 tokens"
-        )
+        gain = f"a judge that a 9 impresses: {_gain('phrase_bias')}; measured on vocabularies of 100 tokens"
     else:
         up, down = found.false_positive, found.false_negative
         settings = []
         if noisy and up is not None and down is not None:
             settings = [f"false_positive: {up.value:.2f}", f"false_negative: {down.value:.2f}"]
-        gain = "30 % flips: accuracy .61, GRPO alone .54"
+        gain = f"30 % flips: {_gain('flips')}"
     lines = [
         f"for short answers of which one is right use `denoiser: {{{', '.join([*settings, 'one_right: true', 'replay: 3'])}}}` with "
         f"{LISTENING} ({gain}; learning rates: docs/guides/noise.md); `algorithm: vrpo` alone, without a denoiser, is no better than PPO"
     ]
     if found.binary and found.repeat_share == 0.0:
         lines.append(
-            "no verdict changed when scored again, so errors may stay with a text: with many prompts the same setting helps (.60, GRPO "
-            "alone .54), with few prompts seen often it learns the errors by heart (.35, GRPO alone .43)"
+            "no verdict changed when scored again, so errors may stay with a text: with many prompts the same setting helps "
+            f"({_gain('hard_noise')}), with few prompts seen often it learns the errors by heart "
+            f"({_accuracy('few_prompts_listening', DENOISED)}, GRPO alone {_accuracy('few_prompts')})"
         )
     return lines
 
