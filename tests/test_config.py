@@ -146,6 +146,23 @@ def test_presets_sit_under_what_the_user_wrote():
     assert Config(algorithm="vrpo") == Config()
 
 
+def test_off_without_quotes_is_off(tmp_path):
+    """YAML 1.1 reads it as false."""
+    for mode in ("off", "false"):
+        assert (
+            build(Config, apply_overrides(BASE, [f"critic.semantic.mode={mode}"])).critic.semantic.mode
+            == "off"
+        )
+    path = tmp_path / "config.yaml"
+    path.write_text("critic: {semantic: {mode: off}}\n")
+    config = load(Config, path)
+    assert config.critic.semantic.mode == "off"
+    path.write_text(to_yaml(config))
+    assert load(Config, path) == config
+    with pytest.raises(ConfigError, match=r"critic\.semantic\.mode=True"):
+        build(Config, BASE | {"critic": {"semantic": {"mode": True}}})
+
+
 def test_sections_built_in_python_are_settings_on_top_of_the_preset():
     critic = Config(critic=CriticConfig(learning_rate=1e-4)).critic
     assert (critic.learning_rate, critic.head.type, critic.semantic.mode) == (1e-4, "bottleneck", "literal")

@@ -14,7 +14,7 @@ from rich.console import Console
 from vrpo.cli import main
 from vrpo.errors import CheckpointError, ConfigError
 from vrpo.study.config import read_study, slug
-from vrpo.study.figure import SMOOTHING, _accuracy, _explained_variance, draw_all
+from vrpo.study.figure import SMOOTHING, _accuracy, _explained_variance, _several_seeds, draw_all
 from vrpo.study.kept import run as kept
 from vrpo.study.page import write_page
 from vrpo.study.record import record, write_record
@@ -23,7 +23,7 @@ from vrpo.study.results import Row, area_under_curve, collect, compare, summary
 from vrpo.study.run import _method_by_method
 from vrpo.study.runner import Failure, StudyError, run_cells
 from vrpo.study.sharpness import Sampled, accuracy_at, common_entropy, measure
-from vrpo.study.statistics import interquartile_mean
+from vrpo.study.statistics import Estimate, interquartile_mean
 from vrpo.study.tables import comparison_table, results_table, sharpness_table, to_rich
 from vrpo.train.folder import RunFolder
 
@@ -284,6 +284,29 @@ def test_accuracy_at_equal_entropy_lies_between_the_temperatures_and_never_outsi
     assert accuracy_at(sharp, 0.2) == 0.5
     assert accuracy_at(flat, 0.2) == pytest.approx(0.5 - 0.2 * 0.05 / 0.45)
     assert accuracy_at(flat, 0.1) is None
+
+
+def test_runs_left_out_of_equal_entropy_are_counted():
+    half = Estimate(value=0.5, low=0.4, high=0.6)
+    estimates = dict.fromkeys(
+        ["sampled_at_1", "entropy_at_1", "equal_entropy", "sampled_at_equal_entropy"], half
+    )
+    cells = {}
+    for name, values in (("all", (0.5, 0.5)), ("one", (0.5, None)), ("none", (None, None))):
+        known = estimates | ({} if name != "none" else {"sampled_at_equal_entropy": None})
+        row = Row(
+            method=name, noise="x", seeds=(0, 1), values={"sampled_at_equal_entropy": values}, estimates=known
+        )
+        cells[name] = sharpness_table([row], [1.0]).rows[0][-1]
+    assert [text.split("\n")[-1] for text in cells.values()] == ["0.50 nats", "1 of 2 runs", "0.50 nats"]
+    assert cells["none"].startswith("-")
+
+
+def test_a_legend_says_over_how_many_seeds_its_bands_are(write):
+    _, cells = read_study(write(seeds=[0, 1, 2]), [])
+    assert _several_seeds(cells[:1]) is None
+    assert "3 seeds" in _several_seeds(cells)
+    assert "1 to 3 seeds" in _several_seeds([c for c in cells if c.method == "PPO" or c.seed == 0])
 
 
 @pytest.fixture

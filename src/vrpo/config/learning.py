@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vrpo.config.base import Strict
 from vrpo.config.rewards import NO_INFORMATION
@@ -149,6 +149,11 @@ class SemanticConfig(Strict):
     """lam_H, on the entropy term (mode literal) or on the KL over the high-entropy tokens (kl_ref)."""
     nll_coef: float = Field(0.003, ge=0.0)
     """lam_P, on the negative log-likelihood term (literal) or on the KL over the high-perplexity tokens (kl_ref)."""
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _yaml_reads_off_as_false(cls, value: object) -> object:
+        return "off" if value is False else value
 
 
 class CriticConfig(Strict):

@@ -1,5 +1,6 @@
 """The figures of a study: learning curves, accuracy against noise, and what the critics knew."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import cycle
@@ -99,10 +100,17 @@ def _panels(
         for top, bottom, noise in zip(grid[0], grid[-1], noises, strict=True):
             top.set_title(noise)
             bottom.set_xlabel("step")
-        seeds = len({cell.seed for cell in cells})
-        title = None if seeds == 1 else f"interquartile mean and\n95 % interval, {seeds} seeds"
-        _legend(figure, grid.flat, title)
+        _legend(figure, grid.flat, _several_seeds(cells))
     return figure
+
+
+def _several_seeds(cells: Sequence[Cell]) -> str | None:
+    """What the bands are, over how many seeds; None where every line is one run."""
+    counts = Counter((cell.method, cell.noise) for cell in cells).values()
+    fewest, most = min(counts), max(counts)
+    if most == 1:
+        return None
+    return f"interquartile mean and\n95 % interval, {most if fewest == most else f'{fewest} to {most}'} seeds"
 
 
 def _legend(figure: Figure, panels: Iterable[Any], title: str | None = None) -> None:

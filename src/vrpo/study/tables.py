@@ -114,7 +114,8 @@ def sharpness_table(rows: Sequence[Row], temperatures: Sequence[float]) -> Plain
     caption = (
         f"Sampled clean accuracy of the final policies ({SAMPLES} answers a held-out prompt) with its 95 % interval, and entropy in nats a "
         "token. A colder policy is sharper and knows no more, so compare the last column: accuracy on the straight line between "
-        "temperatures, at the largest entropy that every run under this noise reaches; - where no temperature was cold enough."
+        "temperatures, at the largest entropy that the hottest samples of every run under this noise reach. Runs of which no temperature was "
+        "cold enough are left out of it (`5 of 8 runs`; -: all)."
     )
     headings = (
         *(("noise", "method") if several else ("method",)),
@@ -133,7 +134,11 @@ def _at_temperature(row: Row, temperature: float) -> str:
 def _at_equal_entropy(row: Row) -> str:
     accuracy, level = row.estimates[EQUAL], row.estimates["equal_entropy"]
     assert level is not None, "it is of the noise, not of the run"
-    return f"{'-' if accuracy is None else _two_lines(accuracy)}\n{level.value:.2f} nats"
+    if accuracy is None:
+        return f"-\n{level.value:.2f} nats"
+    runs = sum(value is not None for value in row.values[EQUAL])
+    left_out = "" if runs == len(row.seeds) else f"\n{runs} of {len(row.seeds)} runs"
+    return f"{_two_lines(accuracy)}\n{level.value:.2f} nats{left_out}"
 
 
 def _two_lines(estimate: Estimate) -> str:
