@@ -1,6 +1,7 @@
 """What a CUDA graph replays, run without one: the model's own logits, from buffers that outlive a batch."""
 
 import numpy as np
+import peft
 import pytest
 import torch
 
@@ -103,6 +104,17 @@ def test_windows_and_other_activations_are_refused(make_policy):
     policy = make_policy("llama")
     policy.backbone.config.hidden_act = "gelu"
     assert not is_static(policy.backbone)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft reads it
+@pytest.mark.parametrize("form", [{"use_dora": True}, {"lora_bias": True}], ids=str)
+def test_adapters_that_are_more_than_a_product_are_refused(form):
+    settings = {"r": 2, "target_modules": ["q_proj"]}
+    config = ModelConfig(path="qwen2", device="cpu")
+    for extra, static in (({}, True), (form, False)):
+        model = peft.get_peft_model(build_model("qwen2"), peft.LoraConfig(**settings, **extra))
+        policy = policy_from_model(model, tiny_tokenizer(), config=config)
+        assert is_static(policy.backbone) == static
 
 
 @pytest.mark.parametrize("look_every", [1, 3, 8])

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 
-from tests.conftest import build_model
+from tests.conftest import SMALL, build_model
 from vrpo.config.run import LoraConfig, ModelConfig
 from vrpo.models import policy_from_model
 from vrpo.models.lean import is_lean
 from vrpo.models.tiny import tiny_tokenizer
-from vrpo.rollout.steps import CachedSteps, UncachedSteps
+from vrpo.rollout.steps import CachedSteps, UncachedSteps, steps_for
 
 PROMPTS = [np.array([5, 9, 30, 7]), np.array([8]), np.array([4, 6])]
 
@@ -56,6 +57,28 @@ def test_an_adapter_takes_the_models_own_pass():
     policy = policy_from_model(build_model("llama"), tiny_tokenizer(), config=config)
     assert policy.adapter
     assert policy.lean_step(cache=None) is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, {"hidden_act": "gelu"}],
+    ids=["windows", "another activation"],
+)
+def test_layers_it_does_not_know_take_the_models_own_pass(settings):
+    words = len(tiny_tokenizer())
+    config = transformers.Qwen2Config(
+        **SMALL,
+        num_key_value_heads=1,
+        vocab_size=words,
+        intermediate_size=24,
+        initializer_range=0.3,
+        **settings,
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    policy = policy_from_model(model, tiny_tokenizer(), config=ModelConfig(path="qwen2", device="cpu"))
+    assert not is_lean(policy.backbone)
+    assert steps_for(policy) is CachedSteps  # which its trial has found to be right
 
 
 def test_it_reads_the_live_weights(make_policy, monkeypatch):

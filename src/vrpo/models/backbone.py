@@ -57,14 +57,14 @@ def states_at(
         attention_mask: True on real tokens.
         at: where states are wanted; with `prompts` nowhere before the last token of a row's prompt.
         compute_dtype: precision of the forward pass.
-        prompts: read each prompt once; only up to the model's `shared_limit`, and not where activations are computed
+        prompts: read each prompt once; only `within` the model's `shared_limit`, and not where activations are computed
             again in the backward pass, which takes no cache. None: read every row whole.
     """
     if recomputes(backbone) and torch.is_grad_enabled():
         prompts = None
     lengths = attention_mask.sum(dim=1)
     row, column = at.nonzero(as_tuple=True)
-    with autocast(input_ids.device, compute_dtype), _recomputing(backbone):
+    with autocast(input_ids.device, compute_dtype), recomputing(backbone):
         if prompts is None:
             states, starts = _read_rows(backbone, input_ids, lengths)
         else:
@@ -100,11 +100,11 @@ def _read_after_prompts(
     responses = lengths - prompts.lengths[prompts.of_row]
     for rows in buckets(responses):
         of_row = prompts.of_row[rows]
-        positions = prompts.lengths[of_row][:, None] + torch.arange(
-            int(responses[rows].max()), device=rows.device
-        )
-        ids = input_ids[rows].gather(1, positions.clamp(max=input_ids.shape[1] - 1))
-        states = _continue(backbone, cache, ids, positions, of_row)
+        columns = torch.arange(int(responses[rows].max()), device=rows.device)
+        # what pads a row may lie beyond the last column, and beyond the positions that a model knows
+        positions = (prompts.lengths[of_row][:, None] + columns).clamp(max=input_ids.shape[1] - 1)
+        ids = input_ids[rows].gather(1, positions)
+        states = _continue(backbone, cache, ids, positions, of_row=of_row, lengths=prompts.lengths[of_row])
         states = torch.cat([last[of_row][:, None], states], dim=1)
         starts[rows] = total + states.shape[1] * torch.arange(len(rows), device=rows.device)
         parts.append(states.flatten(0, 1))
@@ -113,10 +113,15 @@ def _read_after_prompts(
 
 
 def _continue(
-    backbone: Any, cache: DynamicCache, ids: Int[Tensor, "b R"], positions: Int[Tensor, "b R"], of_row: Tensor
+    backbone: Any,
+    cache: DynamicCache,
+    ids: Int[Tensor, "b R"],
+    positions: Int[Tensor, "b R"],
+    *,
+    of_row: Int[Tensor, " b"],
+    lengths: Int[Tensor, " b"],
 ) -> Float[Tensor, "b R d"]:
-    """States of `ids` at `positions`, which follow the prompts numbered `of_row`, whose keys are in `cache`."""
-    lengths = positions[:, 0]
+    """States of `ids` at `positions`, which follow the prompts numbered `of_row`, of `lengths`, whose keys are in `cache`."""
     width = int(lengths.max())
     own = DynamicCache(config=backbone.config.get_text_config(decoder=True))
     for number, layer in enumerate(cache.layers):
@@ -152,10 +157,10 @@ def buckets(lengths: Int[Tensor, " B"]) -> list[Int[Tensor, " b"]]:
 
 @torch.no_grad()
 def shared_limit(backbone: Any, *, vocabulary: int) -> int:
-    """Longest sequence for which the shared way gives this model's states; 0 and a line in the log when it never does.
+    """Most columns for which the shared way gives this model's states; 0 and a line in the log when it never does.
 
     The cache must keep keys and values and nothing else, the states of a short trial must agree, and a sequence
-    must end before a sliding window would bite.
+    must end before a sliding window would bite. A window counts columns, those that pad a shorter prompt too: see `within`.
     """
     why = why_no_cache(backbone)
     if why is None and not _ways_agree(backbone, vocabulary):
@@ -166,6 +171,14 @@ def shared_limit(backbone: Any, *, vocabulary: int) -> int:
         "%s: %s; passes over the data read every prompt with each response", type(backbone).__name__, why
     )
     return 0
+
+
+def within(prompts: SharedPrompts | None, attention_mask: Tensor, limit: int) -> SharedPrompts | None:
+    """`prompts`, where reading them the shared way takes at most `limit` columns: the longest prompt's and the longest response's."""
+    if prompts is None or 2 * attention_mask.shape[1] <= limit:
+        return prompts
+    responses = attention_mask.sum(dim=1) - prompts.lengths[prompts.of_row]
+    return prompts if int(prompts.lengths.max() + responses.max()) <= limit else None
 
 
 def cache_argument(model: Any) -> str | None:
@@ -236,7 +249,7 @@ def recompute_activations(model: Any) -> None:
             if "dropout" in name and isinstance(rate, float):
                 setattr(
                     layer, name, 0.0
-                )  # what the layer itself would drop in training mode, which `_recomputing` puts it in
+                )  # what the layer itself would drop in training mode, which `recomputing` puts it in
 
 
 def compile_blocks(model: Any) -> None:
@@ -255,7 +268,7 @@ def recomputes(backbone: Any) -> bool:
 
 
 @contextmanager
-def _recomputing(backbone: Any) -> Iterator[None]:
+def recomputing(backbone: Any) -> Iterator[None]:
     """Layers checkpoint in training mode only. They are put in it for a pass with gradient, without what is inside them:
     dropout stays off, and the sampler's passes keep their cache."""
     layers = [

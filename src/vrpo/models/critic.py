@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vrpo.config.learning import CriticConfig
 from vrpo.config.run import LoraConfig
 from vrpo.errors import ModelError
-from vrpo.models.backbone import shared_limit, states_at
+from vrpo.models.backbone import shared_limit, states_at, within
 from vrpo.models.depth import keep_layers
 from vrpo.models.heads import BottleneckHead, HeadOutput, InformedHead, ScalarHead, ValueHead, build_head
 from vrpo.models.loading import add_adapter, copy_adapter, load_backbone, resolve_path
@@ -226,7 +226,7 @@ class Critic(nn.Module):
                 attention_mask,
                 at,
                 compute_dtype=self.compute_dtype,
-                prompts=prompts if input_ids.shape[1] <= self.shared_limit else None,
+                prompts=within(prompts, attention_mask, self.shared_limit),
             )
 
     def forward_tokens(

@@ -19,9 +19,18 @@ ARCHITECTURES = (LlamaModel, Qwen2Model, Qwen3Model)
 """Backbones whose layers are the ones drawn above; SmolLM is a Llama."""
 
 
+def has_plain_layers(backbone: Any) -> bool:
+    """Whether a backbone's layers are the ones drawn above: its architecture, its activation, and no window on what they see."""
+    if type(backbone) not in ARCHITECTURES:
+        return False
+    config = backbone.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return config.hidden_act == "silu" and kinds <= {"full_attention"}
+
+
 def is_lean(backbone: Any) -> bool:
-    """Whether `LeanModel` can run this backbone: an architecture it knows, with nothing wrapped around its layers."""
-    return type(backbone) in ARCHITECTURES and all(
+    """Whether `LeanModel` can run this backbone: layers it knows, with nothing wrapped around them."""
+    return has_plain_layers(backbone) and all(
         type(module) is nn.Linear
         for layer in backbone.layers
         for name, module in layer.named_modules()

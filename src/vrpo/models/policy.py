@@ -21,7 +21,15 @@ from torch import Tensor, nn
 
 from vrpo.errors import ModelError
 from vrpo.functional import linear_logprobs_and_entropy
-from vrpo.models.backbone import autocast, shared_limit, states_at, why_no_cache, with_cache
+from vrpo.models.backbone import (
+    autocast,
+    recomputing,
+    shared_limit,
+    states_at,
+    why_no_cache,
+    with_cache,
+    within,
+)
 from vrpo.models.lean import LeanModel, is_lean
 from vrpo.models.lm_head import LmHead, head_of
 from vrpo.models.static import StaticModel, is_static
@@ -137,7 +145,7 @@ class Policy(nn.Module):
             attention_mask,
             at,
             compute_dtype=self.compute_dtype,
-            prompts=prompts if input_ids.shape[1] <= self.shared_limit else None,
+            prompts=within(prompts, attention_mask, self.shared_limit),
         )
 
     def logprobs_and_entropy(
@@ -177,7 +185,7 @@ class Policy(nn.Module):
                 dtype=head.dtype,
             )
         else:
-            with autocast(self.device, self.compute_dtype):
+            with autocast(self.device, self.compute_dtype), recomputing(self.backbone):
                 logits = self.causal_lm(input_ids=input_ids, use_cache=False).logits
             log_probs = torch.log_softmax(logits[:, :-1][mask].float() / temperature, dim=-1)
             logp = log_probs.gather(1, targets[:, None]).squeeze(1)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vrpo.functional.fused import fused
-from vrpo.models.lean import ARCHITECTURES
+from vrpo.models.lean import has_plain_layers
 from vrpo.models.lm_head import LmHead
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -34,12 +34,8 @@ PRODUCTS = {
 
 def is_static(backbone: Any) -> bool:
     """Whether `StaticModel` can run this backbone: Llama, Qwen 2 or 3 with plain or LoRA layers, nothing windowed."""
-    if type(backbone) not in ARCHITECTURES:
-        return False
-    config = backbone.config
     return (
-        config.hidden_act == "silu"
-        and {"full_attention"} >= set(getattr(config, "layer_types", None) or ["full_attention"])
+        has_plain_layers(backbone)
         and getattr(backbone.rotary_emb, "rope_type", None) in ROPE_TYPES
         and all(
             type(module) is nn.Linear or _is_lora(module)
@@ -259,7 +255,13 @@ def _gated(gate_up: Tensor) -> Tensor:
 
 
 def _is_lora(module: Any) -> bool:
-    return hasattr(module, "get_delta_weight") and type(_base(module)) is nn.Linear
+    """Whether a layer adds the product of two matrices to a plain one and nothing else: DoRA and its like, or a bias of B, do."""
+    return (
+        hasattr(module, "get_delta_weight")
+        and type(_base(module)) is nn.Linear
+        and not getattr(module, "lora_variant", None)
+        and not any(getattr(module, "lora_bias", {}).values())
+    )
 
 
 def _base(layer: Any) -> Any:

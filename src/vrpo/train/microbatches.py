@@ -45,6 +45,11 @@ class Sizes:
         return sum(prompts.values()) + sum(int(self.responses[row]) for row in rows)
 
     @property
+    def columns(self) -> int:
+        """Of a pass that shares prompts: the longest prompt's and the longest response's."""
+        return int(self.prompts.max() + self.responses.max())
+
+    @property
     def saved(self) -> float:
         """Tokens with every row read whole, over those with shared prompts; 1 where none is shared."""
         return float(self.prompts.sum() + self.responses.sum()) / self.read(range(len(self.prompts)))
@@ -59,14 +64,14 @@ class Splitter:
     tokens: int | None
     """Tokens a pass over a piece reads, at most; a longer sequence goes alone. None: no limit."""
     shared_limit: int
-    """Longest sequence for which the models can read a prompt once for all its responses; 0: they never do."""
+    """Most columns for which the models can read a prompt once for all its responses; 0: they never do."""
     whole_prompts: bool = False
     """Responses to a prompt, if no more than `rows`, stay in one piece: for a loss that compares siblings."""
 
     def __call__(self, batch: Batch) -> Iterator[tuple[torch.Tensor, Batch]]:
         """Pieces of a batch of at least one sequence."""
-        sizes = Sizes.of(batch, share=batch.input_ids.shape[1] <= self.shared_limit)
-        share = sizes.saved >= SHARE_FROM[batch.input_ids.device.type]
+        sizes = Sizes.of(batch, share=True)
+        share = sizes.columns <= self.shared_limit and sizes.saved >= SHARE_FROM[batch.input_ids.device.type]
         sizes = sizes if share else Sizes.of(batch, share=False)
         blocks = batch.group_ids.cpu().numpy() if self.whole_prompts else None
         for piece in self.plan(sizes, blocks=blocks):
