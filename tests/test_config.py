@@ -66,6 +66,10 @@ def message(changes: dict) -> str:
             {"algorithm": {"type": "ppo", "lam_covered": 0.0}},
             ["lam_covered=0.0", "sibling_coverage: true", "lam_covered: null"],
         ),
+        (
+            {"denoiser": {"capacity": 6}, "rollout": {"num_generations": 8}},
+            ["denoiser.capacity=6", "num_generations=8", "replay: 0"],
+        ),
         ({"denoiser": {"nuisance": "length"}}, ["nuisance=length", "channel: gaussian"]),
         ({"critic": {"features": "belief"}}, ["features=belief", "denoiser", "uncertainty"]),
         (

@@ -370,6 +370,29 @@ def test_trainer_arguments_that_do_not_fit(tmp_path, settings, part):
     assert "\n" not in str(caught.value)
 
 
+def test_a_denoiser_whose_rewards_do_not_differ_learns_nothing_yet(tmp_path):
+    """All are 100 in the first step, and in the second there is a scale to learn on."""
+    steps = []
+
+    def judge(completions, **columns):
+        steps.append(len(completions))
+        return [100.0 + (sum(steps) > 16) * (i % 2) for i in range(len(completions))]
+
+    config = Config(
+        algorithm="grpo",
+        rollout={"num_generations": 4, "max_completion_length": 6},
+        denoiser={"channel": "gaussian", "learning_rate": 1e-3},
+        train=SMALL["train"]
+        | {"steps": 2, "completions_per_step": 16, "minibatch": 16, "microbatch": 8, "eval_every": 0},
+    )
+    named_judge = vrpo.rewards.named(judge, isolation="none", timeout=None)
+    trainer(named_judge, tmp_path / "run", config=config, gold_funcs=exact).train(display=Quiet())
+    first, second = lines(tmp_path / "run")
+    assert first["loss/denoiser_avg"] is None and second["loss/denoiser_avg"] is not None
+    assert (first["denoiser/low"], first["denoiser/high"]) == (-1.0, 1.0)
+    assert second["denoiser/low"] == pytest.approx(100.0) and second["denoiser/high"] == pytest.approx(101.0)
+
+
 def test_trainer_holds_out_the_share_it_is_told(tmp_path):
     held_out = [
         len(trainer(exact, tmp_path / "run", holdout=share)._ingredients.task.eval_prompts(1000))

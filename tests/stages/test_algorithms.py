@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests.batches import make_batch
 from vrpo.algorithms import Grpo, Ppo, build_algorithm
 from vrpo.algorithms.base import read_sums
 from vrpo.config.learning import GrpoConfig, PpoConfig
+from vrpo.functional import kl_estimate
 from vrpo.train.metrics import critic_metrics
 
 
@@ -267,13 +269,13 @@ def test_clip_is_asymmetric():
 def test_grpo_kl_is_in_the_loss():
     batch = make_batch().with_(advantages=torch.zeros(4, 4))
     ref = torch.where(batch.mask, batch.old_logp - 0.5, 0.0)
-    rule = Grpo(GrpoConfig(kl_coef=2.0, kl_estimator="k1"))
+    rule = Grpo(GrpoConfig(kl_coef=2.0, kl_estimator="k2"))  # d^2 / 2
     loss, sums = rule.loss(
         batch.old_logp, torch.zeros(4, 4), batch.with_(ref_logp=ref), num_tokens=batch.num_tokens
     )
-    assert float(loss.detach()) == pytest.approx(2.0 * 0.5)
-    assert sums["loss"] / batch.num_tokens == pytest.approx(1.0)
-    rule = Grpo(GrpoConfig(kl_coef=2.0, belief_coef=3.0, kl_estimator="k1"))
+    assert float(loss.detach()) == pytest.approx(2.0 * 0.125)
+    assert sums["loss"] / batch.num_tokens == pytest.approx(0.25)
+    rule = Grpo(GrpoConfig(kl_coef=2.0, belief_coef=3.0, kl_estimator="k2"))
     logp = batch.old_logp.clone().requires_grad_()
     loss, _ = rule.loss(
         logp,
@@ -281,9 +283,34 @@ def test_grpo_kl_is_in_the_loss():
         batch.with_(ref_logp=ref, belief_logp=ref - batch.mask.float()),
         num_tokens=batch.num_tokens,
     )
-    assert float(loss.detach()) == pytest.approx(2.0 * 0.5 + 3.0 * 1.5)
+    assert float(loss.detach()) == pytest.approx(2.0 * 0.125 + 3.0 * 1.125)
     loss.backward()  # the surrogate's is 0
-    torch.testing.assert_close(logp.grad, 5.0 * batch.mask.float() / batch.num_tokens)
+    torch.testing.assert_close(logp.grad, (2.0 * 0.5 + 3.0 * 1.5) * batch.mask.float() / batch.num_tokens)
+
+
+def test_grpo_has_no_estimator_that_pulls_nowhere():
+    """The mean gradient of k1 in a loss is that of a sum of probabilities, which is 0; k2's is the KL's."""
+    logits = torch.tensor([0.3, -1.0, 0.5, 0.1], requires_grad=True)
+    other = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
+    logp = logits.log_softmax(0)
+    p = logp.exp().detach()
+    (exact,) = torch.autograd.grad((logp.exp() * (logp - other)).sum(), logits, retain_graph=True)
+    for kind, expected in (("k1", torch.zeros(4)), ("k2", exact)):
+        estimate = kl_estimate(logp, other, kind=kind)
+        (found,) = torch.autograd.grad((p * estimate).sum(), logits, retain_graph=True)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    with pytest.raises(ValidationError, match="kl_estimator"):
+        GrpoConfig(kl_estimator="k1")
+
+
+def test_distrust_of_the_critic_leaves_lambda_alone_where_siblings_speak():
+    """Coverage 1 and lambda 0 there: V has no part in the advantages, so trust in it has none either."""
+    batch = make_batch().with_(coverage=torch.ones(4, 4))
+    rule = Ppo(PpoConfig(sibling_coverage=True, lam_covered=0.0, lam=0.95))
+    assert all((rule._lam(batch, trust) == 0.0).all() for trust in (1.0, 0.5, 0.0))
+    half = batch.with_(coverage=torch.full((4, 4), 0.5))
+    for trust, lam in ((1.0, 0.95), (0.5, 0.975), (0.0, 1.0)):
+        torch.testing.assert_close(rule._lam(half, trust), torch.full((4, 4), 0.5 * lam))
 
 
 def test_vrpo_is_ppo_with_another_critic():

@@ -217,6 +217,14 @@ def test_replay_brings_back_whole_prompts_of_the_past(make_policy):
     assert len(denoiser.past) == 8 and len(denoiser.lesson(second, step=3)) == 8
 
 
+def test_prompts_leave_the_past_whole(make_policy):
+    _, denoiser = build(make_policy, replay=1, capacity=6)
+    for seed in (1, 2):
+        denoiser.remember(make_batch(groups=(0, 0, 0, 0), seed=seed))
+    assert len(denoiser.past) == 4  # and not two of the first prompt beside
+    assert torch.equal(denoiser.past.input_ids, make_batch(groups=(0, 0, 0, 0), seed=2).input_ids)
+
+
 def test_join_pads_and_keeps_what_was_sampled():
     short, long = make_batch(lengths=(1, 2, 1, 1)), make_batch(lengths=(4, 3, 2, 1), seed=1)
     both = join([short, long])
@@ -411,6 +419,35 @@ def test_a_gaussian_channel_starts_at_the_first_rewards_that_differ_and_comes_ba
     _, other = build(make_policy, channel="gaussian")
     other.load(tmp_path / "denoiser")
     assert other.channel.levels() == (4.0, 8.0)
+
+
+def test_before_any_rewards_differ_they_are_passed_on(make_policy):
+    _, denoiser = build(make_policy, channel="gaussian", nuisance="length")
+    batch, metrics = denoise(denoiser, make_batch(scores=(100.0,) * 4))
+    assert torch.equal(batch.denoised, batch.scores) and metrics["denoiser/std"] == 1.0
+    assert not denoiser.channel.started
+    denoise(denoiser, make_batch(scores=(0.0, 1.0, 0.0, 1.0)))
+    assert denoiser.channel.started and denoiser.channel.levels() == (0.0, 1.0)
+
+
+def test_the_gaussian_channels_noise_can_grow_again():
+    """From its floor, where clean rewards have brought it, to what later rewards show."""
+    channel = GaussianChannel()
+    channel.first.copy_(torch.tensor([0.5, 0.5]))
+    optimizer = torch.optim.AdamW(channel.parameters(), lr=0.02, weight_decay=0.0)
+    g = torch.Generator().manual_seed(0)
+    stds = []
+    for noise, steps in ((0.0, 200), (0.5, 300)):
+        for _ in range(steps):
+            right = torch.rand(64, generator=g) < 0.5
+            seen = right.float() + noise * torch.randn(64, generator=g)
+            batch = make_batch(lengths=(1,) * 64, scores=seen.tolist(), groups=range(64))
+            if_right, if_wrong = channel.log_likelihoods(batch)
+            optimizer.zero_grad()
+            verdict_nll(torch.where(right, -0.2, -1.6), if_right, if_wrong).mean().backward()
+            optimizer.step()
+        stds.append(float(channel.parameters_in_force()[2].detach()))
+    assert stds[0] == pytest.approx(0.05) and 0.35 < stds[1] < 0.6
 
 
 @pytest.mark.parametrize("nuisance", ["length", "tokens"])

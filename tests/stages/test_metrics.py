@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from tests.batches import make_batch
+from vrpo.algorithms import Ppo
+from vrpo.config.learning import PpoConfig
 from vrpo.config.rewards import RewardsConfig
 from vrpo.errors import RewardError
 from vrpo.rewards import build_rewards
 from vrpo.train.evaluate import evaluate
-from vrpo.train.metrics import critic_metrics, policy_metrics, reward_metrics, rollout_metrics
+from vrpo.train.metrics import critic_metrics, mean_kl, policy_metrics, reward_metrics, rollout_metrics
 from vrpo.train.update import UpdateStats
 from vrpo.types import Prompt, Rollout
 
@@ -236,3 +238,14 @@ def test_policy_metrics_from_sums():
     ) == (0.25, 0.5, 0.75)
     assert (metrics["policy/grad_norm"], metrics["sampling/trainer_ratio_error"]) == (2.0, 0.25)
     assert policy_metrics(UpdateStats()) == {}
+
+
+def test_a_step_without_rewards_has_no_kl():
+    """0 would tell a controller that the policy has not moved."""
+    batch = make_batch()
+    other = batch.old_logp - 0.5 * batch.mask
+    assert mean_kl(batch, other) == pytest.approx(0.5 * float(batch.mask.sum(dim=1).float().mean()))
+    silent = batch.with_(mask=torch.zeros_like(batch.mask))
+    assert math.isnan(mean_kl(silent, other))
+    steered = Ppo(PpoConfig(kl_coef=0.05, kl_target=6.0))
+    assert steered.next_kl_coef(0.05, kl=mean_kl(silent, other), responses=0) == 0.05

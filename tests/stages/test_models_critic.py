@@ -11,7 +11,7 @@ from tests.conftest import build_model
 from vrpo.config.learning import BottleneckHead, CriticConfig, ScalarHead, SemanticConfig
 from vrpo.config.run import LoraConfig, ModelConfig
 from vrpo.errors import ModelError
-from vrpo.functional import linear_logprobs_and_entropy
+from vrpo.functional import linear_logprobs_and_entropy, uncertainty_features
 from vrpo.models import Critic, load_policy, policy_from_model
 from vrpo.models.loading import peft_warnings, seeded
 
@@ -363,3 +363,17 @@ def test_a_borrowed_trunk_follows_the_policy_and_is_never_trained(make_policy, t
 def test_a_borrowed_trunk_takes_no_settings_of_its_own(setting):
     with pytest.raises(ValueError, match="trunk=policy has none"):
         CriticConfig.model_validate({"trunk": "policy", **setting})
+
+
+def test_values_of_a_critic_that_reads_uncertainty_need_it(make_policy):
+    policy = make_policy("llama_tied")
+    critic = Critic.from_policy(policy, PLAIN.model_copy(update={"features": "uncertainty"}), seed=0)
+    hidden = critic.hidden(INPUT_IDS, ATTENTION)
+    with pytest.raises(ModelError, match=r"critic\.features.* pass vrpo\.functional\.uncertainty_features"):
+        critic.values_of(hidden)
+    logp, entropy = policy.logprobs_and_entropy(INPUT_IDS, ATTENTION, ATTENTION[:, 1:], temperature=1.0)
+    features = uncertainty_features(entropy, -logp, ATTENTION[:, 1:])
+    with torch.no_grad():
+        found = critic.values_of(hidden, features)[ATTENTION]
+        expected = critic.forward_tokens(hidden[ATTENTION], None, features[ATTENTION]).values
+    torch.testing.assert_close(found, expected)

@@ -58,7 +58,7 @@ class Ppo:
             bootstrap,
             batch.mask,
             gamma=config.gamma,
-            lam=1.0 - trust * (1.0 - self._lam(batch)),
+            lam=self._lam(batch, trust),
         )
         if config.whiten_advantages:
             advantages = masked_whiten(advantages, batch.mask, center=True)
@@ -83,12 +83,16 @@ class Ppo:
         )
         return values, batch.with_(coverage=coverage)
 
-    def _lam(self, batch: Batch) -> float | Tensor:
-        """GAE's lambda: one for all, one per response, or one per state that is `lam_covered` as far as siblings cover it."""
+    def _lam(self, batch: Batch, trust: float) -> float | Tensor:
+        """GAE's lambda: one for all, one per response, or one per state that is `lam_covered` as far as siblings cover it.
+
+        Distrust of the critic raises it to 1, but not where siblings speak in the critic's place.
+        """
         lam: float | Tensor = self.config.lam
         if self.config.length_adaptive_alpha is not None:
             lengths = batch.mask.sum(dim=1)
             lam = length_adaptive_lambda(lengths, alpha=self.config.length_adaptive_alpha)
+        lam = 1.0 - trust * (1.0 - lam)
         if self.config.lam_covered is None:
             return lam
         assert batch.coverage is not None, "the configuration has asked siblings"

@@ -100,8 +100,8 @@ class GrpoConfig(Strict):
     """Weight of the policy's entropy, mean over tokens, subtracted from the loss: above 0 it keeps exploring, below 0 it sharpens."""
     kl_coef: float = Field(0.0, ge=0.0)
     """Weight of the KL to the initial model, added to the loss token by token."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Per-token estimator of that KL."""
+    kl_estimator: Literal["k2", "k3"] = "k3"
+    """Per-token estimator of that KL. k1, which belongs in a reward, has no gradient on average in a loss."""
     belief_coef: float = Field(0.0, ge=0.0)
     """Weight of the KL to the denoiser's model, added to the loss token by token, by the same estimator."""
     truncation: Literal["terminal", "mask"] = "terminal"

@@ -165,6 +165,16 @@ class Config(Strict):
         return self
 
     @model_validator(mode="after")
+    def _the_past_holds_a_prompt(self) -> "Config":
+        group = self.rollout.num_generations
+        if self.denoiser is not None and self.denoiser.replay and self.denoiser.capacity < group:
+            raise ValueError(
+                f"denoiser.capacity={self.denoiser.capacity} cannot hold the rollout.num_generations={group} responses to one prompt, which "
+                f"leave the replay together; set denoiser.capacity to {group} or more, or denoiser.replay: 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _siblings_are_heard_together(self) -> "Config":
         if self.denoiser is None or not self.denoiser.one_right:
             return self

@@ -161,7 +161,8 @@ class Critic(nn.Module):
 
         Args:
             folder: written by `save_pretrained`.
-            policy: the *initial* policy: the frozen head is taken from it.
+            policy: the *initial* policy: the frozen head is taken from it. With `trunk: policy` the policy saved beside it, whose states
+                the head reads.
             config: the critic section; `path` is not read.
             trust_remote_code: as in the model section.
 
@@ -241,9 +242,25 @@ class Critic(nn.Module):
         """
         return self.head(hidden, noise, features)
 
-    def values_of(self, hidden: Float[Tensor, "B L d"]) -> Float[Tensor, "B L"]:
-        """Mean-z values at every position, fp32."""
-        return self.head(hidden.flatten(0, 1), None).values.view(hidden.shape[:2])
+    def values_of(
+        self, hidden: Float[Tensor, "B L d"], features: Float[Tensor, "B L F"] | None = None
+    ) -> Float[Tensor, "B L"]:
+        """Mean-z values at every position, fp32.
+
+        Args:
+            hidden: value features.
+            features: `functional.uncertainty_features` of the same states; with `critic.features: uncertainty` or `belief` alone.
+
+        Raises:
+            ModelError: the head reads such features and there are none.
+        """
+        if features is None and isinstance(self.head, InformedHead):
+            raise ModelError(
+                "this critic reads a language model's uncertainty beside its own states (critic.features), and features is None; pass "
+                "vrpo.functional.uncertainty_features of the sequences"
+            )
+        flat = None if features is None else features.flatten(0, 1)
+        return self.head(hidden.flatten(0, 1), None, flat).values.view(hidden.shape[:2])
 
     def save_pretrained(self, folder: str | Path) -> None:
         """The backbone as an ordinary folder for `AutoModel.from_pretrained`, and the value head.

@@ -8,7 +8,7 @@ Their parameters are given or learned with the denoiser's model; `low` and `high
 right response stands, for flips rho+ and 1 - rho-.
 """
 
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,28 @@ LEAST_STD = 0.1
 """Of the Gaussian channel, in standard deviations of the first step's rewards: two sharp levels would be infinitely likely."""
 
 
+class _Floor(torch.autograd.Function):
+    """max(x, least), with the gradient of x below `least` too where descent raises x: a clamp alone would never come back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, least: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.least = least
+        return x.clamp(min=least)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return torch.where((x >= ctx.least) | (grad < 0.0), grad, 0.0), None
+
+
 @final
 class FlipChannel(nn.Module):
     """rho+ and rho-: given, or 1/2 sigmoid of two learned numbers."""
 
     numbers: Tensor
+    started = True
+    """Rates mean the same whatever the first rewards are."""
 
     LEAST_BELIEF = 0.02
     """Beliefs stay this far from 0 and 1, so that a verdict is never overruled for good: one says log((1 - rho) / rho) at most."""
@@ -111,11 +128,19 @@ class GaussianChannel(nn.Module):
             self.register_buffer("first_tokens", torch.zeros(2))
         self.tokens = TokenSlopes(vocabulary) if nuisance == "tokens" else None
 
+    @property
+    def started(self) -> bool:
+        """Whether rewards that differ have been seen; before, nothing is known of their scale."""
+        return float(self.first[1]) > 0.0
+
     def start(self, batch: Batch) -> None:
         """Take mean and standard deviation of the first rewards and lengths; equal rewards, or none, leave it for a later step."""
         counted = batch.mask.any(dim=1)
-        if float(self.first[1]) == 0.0 and bool(counted.any()):
-            self.first.copy_(mean_and_std(batch.scores[counted]))
+        if self.started or not bool(counted.any()):
+            return
+        first = mean_and_std(batch.scores[counted])
+        if float(first[1]) > 0.0:
+            self.first.copy_(first)
             if self.nuisance != "none":
                 self.first_tokens.copy_(mean_and_std(batch.mask.sum(dim=1)[counted]))
             if self.tokens is not None:
@@ -125,7 +150,7 @@ class GaussianChannel(nn.Module):
         """low, high, std."""
         low, high, log_std = self.numbers[:3]
         mean, scale = self._first()
-        return mean + scale * low, mean + scale * high, scale * log_std.exp().clamp(min=LEAST_STD)
+        return mean + scale * low, mean + scale * high, scale * _Floor.apply(log_std.exp(), LEAST_STD)
 
     def _first(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the first rewards; 1 before there are any that differ."""

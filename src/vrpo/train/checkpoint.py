@@ -174,11 +174,12 @@ def restore(path: Path, learner: Learner) -> Prepared | None:
         CheckpointError: the folder is incomplete, damaged, or of a run with other models.
     """
     verify(path)
-    if (learner.critic is not None) != (path / "critic").is_dir():
-        has = "a" if (path / "critic").is_dir() else "no"
-        raise CheckpointError(
-            f"{path} has {has} critic, the configuration says otherwise; resume with the run's own config.yaml"
-        )
+    for model, name in ((learner.critic, "critic"), (learner.denoiser, DENOISER)):
+        if (model is not None) != (path / name).is_dir():
+            has = "a" if (path / name).is_dir() else "no"
+            raise CheckpointError(
+                f"{path} has {has} {name}, the configuration says otherwise; resume with the run's own config.yaml"
+            )
     try:
         state = read_state(path)
         load_policy_weights(learner.policy, path / "policy")

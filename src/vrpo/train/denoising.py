@@ -72,7 +72,7 @@ class Denoiser:
             group = {"params": [learned], "lr": CHANNEL_LEARNING_RATE, "weight_decay": decay}
             self.optimizer.add_param_group(group)
         self.past: Batch | None = None
-        """Scored responses of earlier steps, the newest `capacity` of them, on the CPU; None before the first step."""
+        """Scored responses of earlier steps, the newest prompts with at most `capacity` of them, on the CPU; None before the first step."""
 
     def set_learning_rate(self, rate: float) -> None:
         """The model's; that of the channel stays."""
@@ -82,7 +82,8 @@ class Denoiser:
                 group["lr"] = rate
 
     def denoise(self, batch: Batch) -> tuple[Batch, Metrics]:
-        """The batch with `denoised`, and how good it is. Changes nothing, except that the first rewards start the channel.
+        """The batch with `denoised`, and how good it is. Changes nothing, except that the first rewards start the channel; until some
+        differ, rewards are passed on as they are.
 
         `batch.belief_logp` comes first (`train.values`).
 
@@ -93,6 +94,8 @@ class Denoiser:
         with torch.no_grad():
             belief = batch.belief_logp.sum(dim=1).exp()
             self.channel.start(batch)
+            if not self.channel.started:
+                return batch.with_(denoised=batch.scores), self.channel.metrics(batch)
             belief = belief.clamp(self.channel.LEAST_BELIEF, 1.0 - self.channel.LEAST_BELIEF)
             posterior = self._posterior(batch, belief)
         low, high = self.channel.levels()
@@ -147,11 +150,13 @@ class Denoiser:
         return loss, sums
 
     def remember(self, batch: Batch) -> None:
-        """Add a step's responses to the past."""
+        """Add a step's responses to the past; prompts leave it whole, so that siblings stay together."""
         fresh = to_device(join([batch]), torch.device("cpu"))
         past = fresh if self.past is None else join([self.past, fresh])
-        kept = torch.arange(len(past))[-self.config.capacity :]
-        self.past = past.select(kept) if len(kept) < len(past) else past
+        if (extra := len(past) - self.config.capacity) > 0:
+            leaving = torch.isin(past.group_ids, past.group_ids[:extra])
+            past = past.select((~leaving).nonzero().squeeze(1))
+        self.past = past
 
     def _log_belief(self, batch: Batch) -> Tensor:
         """[B] log q."""

@@ -55,7 +55,13 @@ def update_critic(run: Run, prepared: Prepared, *, pause: Callable[[], bool]) ->
 def update_denoiser(
     run: Run, denoiser: Denoiser, prepared: Prepared, *, pause: Callable[[], bool]
 ) -> Metrics:
-    """One pass of the denoiser over the step's responses and earlier ones."""
+    """One pass of the denoiser over the step's responses and earlier ones, once its channel has started."""
+    if not denoiser.channel.started:
+        return {
+            "loss/denoiser_avg": math.nan,
+            "denoiser/grad_norm": math.nan,
+            "denoiser/skipped_updates": 0.0,
+        }
     train, step = run.config.train, prepared.step
     denoiser.set_learning_rate(denoiser.config.learning_rate * schedule(train, step=step - 1))
 

@@ -200,7 +200,9 @@ def _learn(run: Run, prepared: Prepared, stop: StopRequest) -> Metrics:
         "policy": prepared.policy.skipped_in_a_row,
     }
     learner.kl_coef = run.algorithm.next_kl_coef(
-        learner.kl_coef, kl=prepared.metrics.get("objective/kl"), responses=len(prepared.batch)
+        learner.kl_coef,
+        kl=prepared.metrics.get("objective/kl"),
+        responses=int(prepared.batch.mask.any(dim=1).sum()),
     )
 
     # 7 metrics: what the critic knew before the update, what the updates did, what the noise did

@@ -75,15 +75,15 @@ def _kept_mass(scored: Sequence[ScoredRollout]) -> float:
 
 
 def mean_kl(batch: Batch, other: Tensor) -> float:
-    """KL of the policy that sampled to another model: sum_t (log pi_t - other_t), mean over responses, nats.
+    """KL of the policy that sampled to another model: sum_t (log pi_t - other_t), mean over responses, nats; NaN where none counts.
 
     Args:
         batch: `old_logp` and `mask`.
         other: [B, T] log-probabilities of the same tokens under the other model.
     """
     per_token = kl_estimate(batch.old_logp, other, kind="k1")
-    responses = max(int(batch.mask.any(dim=1).sum()), 1)
-    return float(torch.where(batch.mask, per_token, 0.0).sum() / responses)
+    responses = int(batch.mask.any(dim=1).sum())
+    return float(torch.where(batch.mask, per_token, 0.0).sum() / responses) if responses else math.nan
 
 
 OF_NOISE = (
