@@ -22,7 +22,7 @@ study: $(VENV)/.run               ## the README's table: 268 runs, five to seven
 	$(BIN)/vrpo study recipes/minus_cpu --out runs/minus_study
 	$(BIN)/vrpo study recipes/arith_cpu/phrase_bias.yaml --out runs/phrase_study
 	$(BIN)/vrpo study recipes/arith_cpu/flips.yaml --out runs/flips_study
-	$(BIN)/vrpo study recipes/arith_cpu/flips_20.yaml --out runs/flips_20_study
+	$(BIN)/vrpo study recipes/arith_cpu/rates.yaml --out runs/rates_study
 	$(BIN)/vrpo study recipes/minus_cpu/flips.yaml --out runs/minus_flips_study
 	$(BIN)/vrpo study recipes/arith_cpu/flips_clean.yaml --out runs/clean_study
 	$(BIN)/vrpo study recipes/minus_cpu/flips_clean.yaml --out runs/minus_clean_study

@@ -1,5 +1,6 @@
 """The configuration: what loads, what is refused and how it is said, and that none of it needs torch."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from vrpo.config import Config, SftConfig, apply_overrides, build, load, read_yaml, to_yaml
 from vrpo.config.describe import all_keys, config_page
+from vrpo.config.elsewhere import OUR_NAMES
 from vrpo.config.learning import CriticConfig, DenoiserConfig, GrpoConfig, ScalarHead
 from vrpo.config.run import TrainConfig
 from vrpo.errors import ConfigError
@@ -307,3 +309,21 @@ def test_every_cell_of_every_shipped_study_is_valid(path):
         if cell.method.split()[0] in {"PPO", "GRPO"} and "with denoiser" not in cell.method:
             assert cell.config.denoiser is None
             assert cell.config.critic is None or cell.config.critic.features == "none"
+
+
+@pytest.mark.parametrize(("theirs", "ours"), OUR_NAMES.items())
+def test_other_libraries_names_are_answered_with_ours(theirs, ours):
+    assert ours in {doc.key for doc in all_keys()}
+    guide = (ROOT / "docs" / "guides" / "coming_from_trl.md").read_text()
+    assert f"| `{theirs}` | `{ours}` |" in guide
+    section = ours.split(".")[0]
+    for place in ("train", section) if section != "critic" else ("train",):
+        with pytest.raises(ConfigError, match=re.escape(f"here that is {ours!r}")):
+            build(Config, BASE | {place: (BASE.get(place) or {}) | {theirs: 1}})
+
+
+def test_a_name_that_stands_elsewhere_is_no_misspelling_of_one_here():
+    with pytest.raises(ConfigError, match=r"'algorithm\.cliprange_value'; it belongs under 'critic'"):
+        build(Config, BASE | {"algorithm": {"type": "ppo", "cliprange_value": 0.2}})
+    with pytest.raises(ConfigError, match=r"a list; `vrpo explain rewards\.functions`"):
+        build(Config, BASE | {"rewards": {"functions": "judge.py"}})

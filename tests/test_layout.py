@@ -52,5 +52,9 @@ def test_public_names_are_importable():
     import vrpo
 
     assert [name for name in vrpo.__all__ if not hasattr(vrpo, name)] == []
+    for module in ("config", "rewards", "models", "tasks", "functional", "errors", "types", "train"):
+        assert (
+            vrpo.__getattr__(module).__name__ == f"vrpo.{module}"
+        )  # whether or not something has imported it
     with pytest.raises(AttributeError):
         vrpo.no_such_name  # noqa: B018

@@ -30,6 +30,6 @@ __all__ = ["Config", "EvalResult", "SftConfig", "Trainer", "train"]
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
-    if name in ("train", "functional", "errors", "types"):
+    if name in ("train", "functional", "errors", "types", "config", "models", "rewards", "tasks"):
         return importlib.import_module(f"vrpo.{name}")
     raise AttributeError(f"module 'vrpo' has no attribute {name!r}")

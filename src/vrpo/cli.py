@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vrpo.config import Config, SftConfig, load, to_yaml
 from vrpo.errors import INPUT_ERRORS, ConfigError, VrpoError
@@ -97,7 +98,7 @@ def eval_command(
     result = opened.evaluate()
     table = Table("model", "prompts", "greedy", "sampled", "entropy", "missing")
     accuracies = (f"{number:.3f}" for number in (result.greedy, result.sampled, result.entropy))
-    table.add_row(target, str(result.prompts), *accuracies, str(result.missing))
+    table.add_row(Text(target), str(result.prompts), *accuracies, str(result.missing))
     console.print(table)
 
 
@@ -327,10 +328,12 @@ def _print_batch_plan(settings: Config) -> None:
 def _print_accuracy(summary: dict[str, Any], *, by_others: bool) -> None:
     """The accuracies; `by_others`: judged by something else than what the policy learned from."""
     accuracy = summary["clean_accuracy"]
-    table = Table("held-out clean accuracy", "step", "greedy", "sampled")
+    some_missing = any(e["missing"] for e in accuracy.values())
+    table = Table("held-out clean accuracy", "step", "greedy", "sampled", *["missing"] * some_missing)
     for name in ("first", "best", "final"):
         e = accuracy[name]
-        table.add_row(name, str(e["step"]), f"{e['greedy']:.3f}", f"{e['sampled']:.3f}")
+        missing = [str(e["missing"])] * some_missing
+        table.add_row(name, str(e["step"]), f"{e['greedy']:.3f}", f"{e['sampled']:.3f}", *missing)
     console.print(table)
     if not by_others:
         console.print(
@@ -346,13 +349,20 @@ def _nearest_name(name: str) -> str:
     import difflib
 
     from vrpo.config.describe import all_keys
+    from vrpo.config.elsewhere import OUR_NAMES
     from vrpo.train.catalogue import METRICS
 
+    if name in OUR_NAMES:
+        return f"; here that is {OUR_NAMES[name]!r}"
     known = [*dict.fromkeys(doc.key for doc in all_keys()), *METRICS]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     last = [key for key in known if key.split(".")[-1] == name]
-    guess = (last or near)[:1]
-    return f"; did you mean {guess[0]!r}?" if guess else "; docs/metrics.md and docs/config.md list them all"
+    guess = last or near
+    return (
+        f"; did you mean {' or '.join(map(repr, guess))}?"
+        if guess
+        else "; docs/metrics.md and docs/config.md list them all"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """The supervised warm start, as `vrpo sft` runs it."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from tests.smoke.test_runs import SMALL
@@ -10,7 +13,8 @@ from vrpo.cli import main
 from vrpo.config import SftConfig, build, to_yaml
 from vrpo.errors import CheckpointError, DataError
 from vrpo.models import load_policy
-from vrpo.train.sft import sft
+from vrpo.train.sft import encode_examples, sft
+from vrpo.types import Prompt
 
 QUIET = Console(quiet=True)
 EXACT = {"type": "exact"}
@@ -66,9 +70,18 @@ def test_it_stops_where_accuracy_leaves_room_as_gold_sees_it(tmp_path):
 
 
 def test_a_row_without_the_target_names_the_setting(tmp_path):
-    with pytest.raises(DataError, match=r"no text in column 'essay'; set sft\.target_column"):
+    with pytest.raises(DataError, match=r"no text in column 'essay', but None; .*set sft\.target_column"):
         sft(settings(target_column="essay"), out=tmp_path / "model", console=QUIET)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="choose another --out"):
         sft(settings(), out=tmp_path / "taken", console=QUIET)
+
+
+def test_integers_are_written_out(tokenizer):
+    prompt = Prompt(prompt_id="train/0", prompt="1+1=", token_ids=np.array([5, 6]), columns={"answer": 12})
+    text = replace(prompt, columns={"answer": "12"})
+    number, written = (encode_examples([p], tokenizer, "answer")[0] for p in (prompt, text))
+    assert torch.equal(number, written)
+    with pytest.raises(DataError, match=r"but 1\.5; write it out"):
+        encode_examples([replace(prompt, columns={"answer": 1.5})], tokenizer, "answer")

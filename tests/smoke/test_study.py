@@ -5,6 +5,8 @@ import math
 import re
 import shutil
 import sys
+from collections import defaultdict
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -284,6 +286,13 @@ def test_accuracy_at_equal_entropy_lies_between_the_temperatures_and_never_outsi
     assert accuracy_at(sharp, 0.2) == 0.5
     assert accuracy_at(flat, 0.2) == pytest.approx(0.5 - 0.2 * 0.05 / 0.45)
     assert accuracy_at(flat, 0.1) is None
+
+
+def test_names_with_brackets_stay_as_they_are():
+    row = Row(method="GRPO [std]", noise="[/x]", seeds=(0,), values={}, estimates=defaultdict(lambda: None))
+    console = Console(record=True, width=200, file=StringIO())
+    console.print(to_rich(results_table([row])))
+    assert "GRPO [std]" in console.export_text(clear=False) and "[/x]" in console.export_text()
 
 
 def test_runs_left_out_of_equal_entropy_are_counted():

@@ -76,7 +76,8 @@ def test_missing_rewards_of_the_denoisers_model_are_counted_and_end_nothing():
     assert (result.denoiser_greedy, result.missing) == (1.0, 0)
     result = evaluate(Scripted(), rewards, prompts, **settings, believer=Mute())
     assert (result.greedy, result.denoiser_greedy, result.missing) == (1.0, None, 4)
-    with pytest.raises(RewardError, match="no completion of the evaluation at step 0 has a clean reward"):
+    told = r"at step 0 has a clean reward by rewards\.functions: of 4, judge has none for 4, and a sum is missing"
+    with pytest.raises(RewardError, match=told):
         evaluate(Mute(), rewards, prompts, **settings)
 
 

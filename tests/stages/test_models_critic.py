@@ -368,7 +368,8 @@ def test_a_borrowed_trunk_takes_no_settings_of_its_own(setting):
 def test_values_of_a_critic_that_reads_uncertainty_need_it(make_policy):
     policy = make_policy("llama_tied")
     critic = Critic.from_policy(policy, PLAIN.model_copy(update={"features": "uncertainty"}), seed=0)
-    hidden = critic.hidden(INPUT_IDS, ATTENTION)
+    hidden = critic.hidden(INPUT_IDS, ATTENTION.long())  # as tokenizers return it
+    assert torch.equal(hidden, critic.hidden(INPUT_IDS, ATTENTION))
     with pytest.raises(ModelError, match=r"critic\.features.* pass vrpo\.functional\.uncertainty_features"):
         critic.values_of(hidden)
     logp, entropy = policy.logprobs_and_entropy(INPUT_IDS, ATTENTION, ATTENTION[:, 1:], temperature=1.0)

@@ -217,3 +217,9 @@ def test_headers_come_from_the_environment(server, monkeypatch):
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(ConfigError, match="JUDGE_KEY, which is not set"):
         judged(server, "4", headers_env={"Authorization": "JUDGE_KEY"})
+
+
+def test_what_the_server_says_about_a_refusal_is_in_the_line(server):
+    server.behave = lambda asked, number: (422, {}, b'{"detail": "field\n  answer missing"}')
+    with pytest.raises(RewardError, match=r'status 422 of http://\S+: \{"detail": "field answer missing"\}'):
+        judged(server, "a")

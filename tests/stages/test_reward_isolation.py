@@ -13,6 +13,7 @@ import cloudpickle
 import numpy as np
 import pytest
 
+from tests.stages.data.samples import make_rollout
 from vrpo.config.rewards import CallConfig, RewardsConfig
 from vrpo.errors import ConfigError, RewardError
 from vrpo.rewards import RewardPipeline, build_rewards, fault_kind, isolation, named
@@ -499,3 +500,17 @@ def test_an_exception_in_the_main_thread_ends_the_wait_and_the_worker():
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, before)
     assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize("isolation", ["process", "thread"])
+def test_a_column_may_be_called_self(isolation):
+    def reward(completions, **columns):
+        return [float(name == "ours") for name in columns["self"]]
+
+    function = named(reward, isolation=isolation)
+    rollouts = [make_rollout("1", answer="1", **{"self": "ours"})]
+    pipeline = RewardPipeline([function], seed=0)
+    try:
+        assert [s.clean_reward for s in pipeline.score_clean(rollouts)] == [1.0]
+    finally:
+        pipeline.close()

@@ -25,6 +25,23 @@ def score(config, pairs, **columns):
     return pipeline.score_clean(rollouts)
 
 
+@pytest.mark.parametrize(
+    ("answer", "completion", "expected"),
+    [
+        (29.0, "29", 1.0),  # a column of integers with a gap is read as floats
+        (29.0, "29.0", 1.0),
+        (29.0, "30", 0.0),
+        (29.5, "29.5", 1.0),
+        (float("nan"), "nan", None),
+        (float("inf"), "inf", 1.0),
+    ],
+)
+def test_numbers_in_a_column_of_floats(answer, completion, expected):
+    first, _ = score(ExactReward(), [(completion, answer), ("1", "1")])
+    assert first.clean_reward == expected
+    assert [("is empty" in line) for line in first.errors] == [True] * (expected is None)
+
+
 def value(config, completion, answer, **columns):
     return score(config, [(completion, answer)], **columns)[0].clean_reward
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from tests.stages.data.samples import char_tokenizer, text_of
 from vrpo.config.tasks import ArithmeticTask
@@ -282,3 +283,31 @@ def test_work_is_every_result_on_the_way():
     assert Problem("add", (7, 58, 3, 41)).work == "65,68,109"
     assert Problem("sub", (5, 9)).work == "-4" == Problem("sub", (5, 9)).answer
     assert Problem("mod", (17, 10, 4)).work == "7,3" and Problem("max", (3, 9, 5)).work == "9,9"
+
+
+def test_a_column_that_one_row_lacks_names_the_row():
+    task = task_from_rows(
+        [{"prompt": f"p{i}", "answer": "1"} | ({} if i else {"level": 2}) for i in range(9)],
+        [{"prompt": "q"}],
+        TOKENIZER,
+    )
+    assert task.without("answer") == ("eval/0", 1, 10, [])
+    assert task.without("level") == ("train/1", 9, 10, ["answer"])
+
+
+def test_held_out_prompts_that_are_trained_on_are_counted():
+    rows = [{"prompt": "abc"}, {"prompt": "abd"}]
+    assert "held-out prompts" not in task_from_rows(rows, [{"prompt": "x"}], TOKENIZER).describe()
+    described = task_from_rows(rows, [{"prompt": "abd"}, {"prompt": "x"}], TOKENIZER).describe()
+    assert described.endswith("1 of the held-out prompts also in the training rows")
+
+
+def test_a_tokenizer_that_ends_prompts_is_refused():
+    """As tokenizers do that were saved with add_eos_token after a warm start."""
+    tokenizer = char_tokenizer()
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
+    with pytest.raises(DataError, match=r"row 0: the tokenizer ends the prompt with .*add_eos_token"):
+        task_from_rows([{"prompt": "abc"}], [{"prompt": "x"}], tokenizer)

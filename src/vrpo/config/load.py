@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vrpo.config.base import Strict
+from vrpo.config.elsewhere import OUR_NAMES
 from vrpo.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound=Strict)
@@ -143,7 +144,7 @@ def explain_validation(schema: type[BaseModel], error: ValidationError) -> str:
             # only keys of a training configuration are explained, not those of a study or a warm start
             explained = "algorithm" in schema.model_fields
             fix = f"`vrpo explain {key}` says what it takes" if explained else "correct it"
-            line = f"{key}={value}: {_lower(first['msg'])}; {fix}"
+            line = f"{key}={value}: {_in_yaml_words(first['msg'])}; {fix}"
     more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
     return " ".join(line.split()) + more
 
@@ -222,10 +223,14 @@ def _nearest(schema: type[BaseModel], loc: tuple[str | int, ...]) -> str:
     ]
     if other_types:
         return f"; only `type: {other_types[0]}` has it"
-    if near:
+    if near and near[0].replace("_", "").lower() == str(loc[-1]).replace("_", "").lower():
         return f"; did you mean {near[0]!r}?"
+    if loc[0] not in ("critic", "denoiser") and (ours := OUR_NAMES.get(str(loc[-1]))):
+        return f"; here that is {ours!r}"
     if elsewhere:
         return f"; it belongs under {elsewhere!r}"
+    if near:
+        return f"; did you mean {near[0]!r}?"
     return f"; known keys here: {', '.join(dict.fromkeys(names))}"
 
 
@@ -265,7 +270,12 @@ def _short(value: object, *, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _lower(message: str) -> str:
+def _in_yaml_words(message: str) -> str:
+    """Pydantic speaks of Python's types; a YAML file has lists and sections."""
+    message = message.replace("a valid tuple", "a list").replace("a valid dictionary", "a section")
+    message = re.sub(
+        r"a valid dictionary or instance of \w+|a section or instance of \w+", "a section", message
+    )
     return message[:1].lower() + message[1:]
 
 

@@ -173,6 +173,11 @@ def shared_limit(backbone: Any, *, vocabulary: int) -> int:
     return 0
 
 
+def spread(states: Float[Tensor, "N d"], at: Bool[Tensor, "B L"]) -> Float[Tensor, "B L d"]:
+    """States where `at` is True, 0 elsewhere."""
+    return states.new_zeros(*at.shape, states.shape[-1]).masked_scatter(at[..., None], states)
+
+
 def within(prompts: SharedPrompts | None, attention_mask: Tensor, limit: int) -> SharedPrompts | None:
     """`prompts`, where reading them the shared way takes at most `limit` columns: the longest prompt's and the longest response's."""
     if prompts is None or 2 * attention_mask.shape[1] <= limit:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vrpo.config.learning import CriticConfig
 from vrpo.config.run import LoraConfig
 from vrpo.errors import ModelError
-from vrpo.models.backbone import shared_limit, states_at, within
+from vrpo.models.backbone import shared_limit, spread, states_at, within
 from vrpo.models.depth import keep_layers
 from vrpo.models.heads import BottleneckHead, HeadOutput, InformedHead, ScalarHead, ValueHead, build_head
 from vrpo.models.loading import add_adapter, copy_adapter, load_backbone, resolve_path
@@ -205,12 +205,11 @@ class Critic(nn.Module):
         return self._lm_head
 
     def hidden(
-        self, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]
+        self, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | Int[Tensor, "B L"]
     ) -> Float[Tensor, "B L d"]:
         """Value features of right-padded sequences; 0 at padding."""
-        states = self.states_at(input_ids, attention_mask, attention_mask)
-        empty = states.new_zeros(*input_ids.shape, states.shape[-1])
-        return empty.masked_scatter(attention_mask[..., None], states)
+        real = attention_mask.bool()  # tokenizers return integers
+        return spread(self.states_at(input_ids, real, real), real)
 
     def states_at(
         self,

@@ -25,6 +25,7 @@ from vrpo.models.backbone import (
     autocast,
     recomputing,
     shared_limit,
+    spread,
     states_at,
     why_no_cache,
     with_cache,
@@ -124,12 +125,11 @@ class Policy(nn.Module):
         return dataclasses.replace(head, dtype=self.compute_dtype) if rounds else head
 
     def hidden(
-        self, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]
+        self, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | Int[Tensor, "B L"]
     ) -> Float[Tensor, "B L d"]:
         """Last hidden states after the final norm; 0 at padding."""
-        states = self.states_at(input_ids, attention_mask, attention_mask)
-        empty = states.new_zeros(*input_ids.shape, states.shape[-1])
-        return empty.masked_scatter(attention_mask[..., None], states)
+        real = attention_mask.bool()  # tokenizers return integers
+        return spread(self.states_at(input_ids, real, real), real)
 
     def states_at(
         self,
@@ -310,7 +310,7 @@ class Reference:
         self._shared = shared
 
     def hidden(
-        self, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]
+        self, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | Int[Tensor, "B L"]
     ) -> Float[Tensor, "B L d"]:
         """Last hidden states after the final norm, without gradient; 0 at padding."""
         with torch.no_grad(), self._frozen():

@@ -5,6 +5,7 @@ turns into a missing reward with an error line.
 """
 
 import logging
+import math
 import os
 import re
 import threading
@@ -58,7 +59,9 @@ def exact_function(config: ExactReward) -> Callable[..., list[Judged]]:
     """1.0 when the stripped completion (with `prefix`, its first word) equals the column, else 0.0."""
 
     def judge(completion: str, answer: Any, others: dict[str, Any]) -> float:
-        return float(extract_exact(completion, prefix=config.prefix) == _reference(answer, config.column))
+        found, right = extract_exact(completion, prefix=config.prefix), _reference(answer, config.column)
+        # a column with a gap is read as floats: 29.0 is 29 and may be written either way
+        return float(found == right or (isinstance(answer, float) and found == str(answer)))
 
     return _one_by_one(judge, config.column)
 
@@ -70,6 +73,8 @@ def extract_exact(completion: str, *, prefix: bool) -> str:
 
 
 def _reference(answer: Any, column: str) -> str:
+    if isinstance(answer, float):
+        answer = None if math.isnan(answer) else int(answer) if answer.is_integer() else answer
     if answer is None or not str(answer).strip():
         raise ValueError(f"column {column!r} is empty")
     return str(answer).strip()

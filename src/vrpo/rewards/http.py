@@ -131,7 +131,8 @@ class HttpJudge:
             timeout=urllib3.Timeout(total=config.request_timeout),
         )
         if answer.status != 200:
-            raise Fault("http", f"status {answer.status} of {config.url}")
+            told = " ".join(answer.data[:200].decode("utf-8", "replace").split())
+            raise Fault("http", f"status {answer.status} of {config.url}" + (f": {told}" if told else ""))
         data = json.loads(answer.data)
         rewards = data.get("rewards") if isinstance(data, dict) else None
         if not isinstance(rewards, list) or len(rewards) != count:

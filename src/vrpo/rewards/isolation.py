@@ -64,7 +64,7 @@ class InThread:
         self._function = function
         self._timeout = timeout
 
-    def __call__(self, **arguments: Any) -> Any:
+    def __call__(self, /, **arguments: Any) -> Any:
         """What the function returns or raises.
 
         Raises:
@@ -143,7 +143,7 @@ class InWorker:
         self.close()
         return self._start()
 
-    def __call__(self, **arguments: Any) -> list[Any]:
+    def __call__(self, /, **arguments: Any) -> list[Any]:
         """One value each: None, a number, or a `Fault` in its place.
 
         Raises:

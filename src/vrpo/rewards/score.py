@@ -71,6 +71,11 @@ class RewardPipeline:
         return bool(self._gold) or any(model.kind != Missing.kind for model, _ in self._noise)
 
     @property
+    def judged_by(self) -> str:
+        """The setting whose functions judge evaluations."""
+        return "rewards.gold" if self._gold else "rewards.functions"
+
+    @property
     def columns(self) -> frozenset[str]:
         """Columns that the functions and the noise cannot do without."""
         needs = [function.needs for function in (*self._functions, *self._gold)]

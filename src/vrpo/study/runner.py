@@ -153,7 +153,7 @@ class _Running:
 
 def _progress(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description:<28}"),
+        TextColumn("{task.description:<28}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -203,7 +203,7 @@ def _has_ended(run: _Running, progress: Progress) -> bool:
         return False
     progress.stop_task(run.task)
     if not progress.console.is_terminal:
-        progress.console.print(f"{run.cell.name}: {done} steps, {numbers}")
+        progress.console.print(f"{run.cell.name}: {done} steps, {numbers}", markup=False)
     return True
 
 

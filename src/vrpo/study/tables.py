@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
 from vrpo.study.results import Row, compare, first_method
 from vrpo.study.sharpness import EQUAL, SAMPLES, names_at
@@ -168,14 +169,14 @@ def _cell(row: Row, name: str) -> str:
 
 
 def to_rich(plain: Plain) -> Table:
-    """For the terminal."""
-    table = Table(title=plain.title, caption=plain.caption)
+    """For the terminal; names are the user's, so that a bracket in them is no markup."""
+    table = Table(title=Text(plain.title), caption=Text(plain.caption))
     for number, heading in enumerate(plain.headings):
         table.add_column(
-            heading,
+            Text(heading),
             justify="left" if number < 2 and heading in ("noise", "method", "other") else "right",
             no_wrap=True,
         )
     for line in plain.rows:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
     return table

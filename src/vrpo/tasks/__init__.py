@@ -156,4 +156,7 @@ def _assemble(
         dropped += len(prompts) - len(short)
         kept.append(short)
     note = f", {dropped:,} dropped (more than {max_prompt_tokens} prompt tokens)" if dropped else ""
+    trained = {prompt.token_ids.tobytes() for prompt in kept[0]}
+    if known := sum(prompt.token_ids.tobytes() in trained for prompt in kept[1]):
+        note += f", {known:,} of the held-out prompts also in the training rows"
     return Task(name, kept[0], kept[1], note=note)

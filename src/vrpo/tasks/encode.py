@@ -42,6 +42,11 @@ def encode(
                 "system_prompt needs a chat prompt, but chat is off; set task.chat to true or remove system_prompt"
             )
         ids = tokenizer(prompt, verbose=False)["input_ids"]
+        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
+            raise DataError(
+                f"the tokenizer ends the prompt with {tokenizer.eos_token!r}, after which there is nothing to say; set add_eos_token: false "
+                "in its tokenizer_config.json (tokenizer.add_eos_token = False in Python)"
+            )
     else:
         if chat is False:
             raise DataError(

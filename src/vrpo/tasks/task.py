@@ -96,6 +96,12 @@ class Task:
             names = frozenset(prompt.columns) if names is None else names.intersection(prompt.columns)
         return names or frozenset()
 
+    def without(self, column: str) -> tuple[str, int, int, list[str]]:
+        """The first checked prompt that lacks a column, how many do, of how many, and the columns it has."""
+        checked = list(self._checked())
+        lacking = [prompt for prompt in checked if column not in prompt.columns]
+        return lacking[0].prompt_id, len(lacking), len(checked), sorted(lacking[0].columns)
+
     def draw(self, *, seed: int, step: int, count: int) -> list[Prompt]:
         """Positions step * count .. step * count + count - 1 of the training stream of `seed`."""
         prompts = []

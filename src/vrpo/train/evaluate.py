@@ -54,8 +54,8 @@ def evaluate(
     )
     believed = [] if believer is None else greedy_by(believer)
     return EvalResult(
-        greedy=_accuracy(greedy, step),
-        sampled=_accuracy(sampled, step),
+        greedy=_accuracy(greedy, step, rewards.judged_by),
+        sampled=_accuracy(sampled, step, rewards.judged_by),
         entropy=_entropy(sampled),
         prompts=len(prompts),
         samples=samples,
@@ -72,11 +72,14 @@ def _entropy(scored: Sequence[ScoredRollout]) -> float:
     return nats / sum(r.num_actions for r in rollouts)
 
 
-def _accuracy(scored: Sequence[ScoredRollout], step: int) -> float:
+def _accuracy(scored: Sequence[ScoredRollout], step: int, judged_by: str) -> float:
     mean = _mean_reward(scored)
     if mean is None:
+        silent = {name: sum(s.parts.get(name) is None for s in scored) for name in scored[0].parts}
+        counts = ", ".join(f"{name} has none for {count}" for name, count in silent.items() if count)
         raise RewardError(
-            f"no completion of the evaluation at step {step} has a clean reward; check the reward functions on held-out rows"
+            f"no completion of the evaluation at step {step} has a clean reward by {judged_by}: of {len(scored)}, {counts}, and a sum is "
+            "missing as soon as one part is; let a function that has no part in a row return 0, and hold out rows that have a verdict"
         )
     return mean
 

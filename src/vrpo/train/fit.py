@@ -16,7 +16,8 @@ def check_fit(task: Task, policy: Policy, rewards: RewardPipeline, *, max_comple
         task.check_context(policy.context_length, max_completion_length)
     lacking = sorted(rewards.columns - task.columns)
     if lacking:
+        row, count, whole, has = task.without(lacking[0])
         raise DataError(
-            f"the reward needs column {lacking[0]!r} in every row, where the data has {', '.join(sorted(task.columns)) or 'none'}; write "
-            "null in rows that have no value, name the column in task.columns, or change the reward's"
+            f"the reward needs column {lacking[0]!r}, and row {row} ({count} of {whole}) lacks it, where it has {', '.join(has) or 'none'}; "
+            "write null in rows that have no value, name the column in task.columns, or change the reward's"
         )

@@ -83,7 +83,7 @@ class RunFolder:
         saved = self.path / "config.yaml"
         if saved.exists() and not resume and self._has_begun():
             raise CheckpointError(
-                f"{self.path} already holds a run; add --resume to continue it, or choose another --out"
+                f"{self.path} already holds a run; add --resume (in Python resume=True) to continue it, or choose another --out (output_dir)"
             )
         if resume and not saved.exists():
             raise CheckpointError(

@@ -93,9 +93,11 @@ def encode_examples(
     rows, starts = [], []
     for prompt in prompts:
         target = prompt.columns.get(column)
+        target = str(target) if type(target) is int else target
         if not isinstance(target, str) or not target:
             raise DataError(
-                f"row {prompt.prompt_id} has no text in column {column!r}; set {setting} to the column with the right response"
+                f"row {prompt.prompt_id} has no text in column {column!r}, but {target!r:.60}; write it out, or set {setting} to the column "
+                "with the right response"
             )
         target_ids = tokenizer(target, add_special_tokens=False)["input_ids"]
         rows.append(np.concatenate([prompt.token_ids, target_ids, [tokenizer.eos_token_id]]).astype(np.int64))

@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 from vrpo.algorithms.critic_objective import CriticObjective, CriticState, value_feature_uncertainty
 from vrpo.errors import NumericsError
 from vrpo.functional import uncertainty_features
+from vrpo.models.backbone import spread
 from vrpo.models.critic import Critic
 from vrpo.models.policy import Policy, Reference
 from vrpo.train.update import Split
@@ -104,8 +105,7 @@ def _read_critic(critic: Critic, micro: Batch, objective: CriticObjective | None
         "bootstrap": values.gather(1, last).squeeze(1),
     }
     if critic.borrowed:
-        empty = states.new_zeros(*at.shape, states.shape[-1])
-        found["trunk_states"] = empty.masked_scatter(at[..., None], states)
+        found["trunk_states"] = spread(states, at)
     if objective is not None and objective.selects_by_value:
         counting = states.index_select(0, before[at].nonzero().squeeze(1))
         found["entropy"], found["nll"] = value_feature_uncertainty(critic, counting, micro)
