@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 
+import pandas as pd
 import pytest
 
 from tests.stages.data.samples import char_tokenizer, text_of
@@ -313,3 +314,21 @@ def test_everything_too_long_is_an_error():
         DataError, match=r"all 1 train rows are longer than max_prompt_tokens=2 .the shortest has 5"
     ):
         task_from_rows([{"prompt": "abcde"}], [{"prompt": "e"}], TOKENIZER, max_prompt_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        ([], "list without any"),
+        (5, "int;"),
+        ("rows.jsonl", "str of str"),
+        ({"train": [{"prompt": "1"}]}, "dict of str"),
+        (pd.DataFrame({"prompt": ["1"]}), "DataFrame of str"),
+        ([{"prompt": "1"}, None], "list of NoneType"),
+    ],
+)
+def test_what_came_in_place_of_rows_is_named(rows, kind):
+    with pytest.raises(
+        DataError, match=f"train rows: a list of dicts is needed, at least one, and this is {kind}"
+    ):
+        task_from_rows(rows, None, TOKENIZER)

@@ -220,10 +220,11 @@ def name_rows(rows: Any, *, columns: Mapping[str, str], required: Sequence[str],
         required: our names of the columns the task reads; each must exist in the first row.
         source: where the rows come from, for messages.
     """
-    rows = list(rows) if isinstance(rows, Iterable) else []
+    given, rows = rows, list(rows) if isinstance(rows, Iterable) else []
     if not rows or not all(isinstance(row, Mapping) for row in rows):
         raise DataError(
-            f"{source}: a list of dicts is needed, at least one; give rows such as {{'prompt': ...}}"
+            f"{source}: a list of dicts is needed, at least one, and this is {_kind(given, rows)}; give rows such as {{'prompt': ...}} (of a "
+            "DataFrame df.to_dict('records'), of a DatasetDict one split)"
         )
     unnamed = next((name for row in rows for name in row if not isinstance(name, str)), "")
     if not isinstance(unnamed, str):
@@ -250,6 +251,14 @@ def name_rows(rows: Any, *, columns: Mapping[str, str], required: Sequence[str],
         Row(str(i) if unique else str(number), row)
         for number, (i, row) in enumerate(zip(ids, values, strict=True))
     ]
+
+
+def _kind(given: Any, rows: list[Any]) -> str:
+    """What was given in place of rows."""
+    name = type(given).__name__
+    if not rows:
+        return f"{name} without any" if isinstance(given, Iterable) else name
+    return f"{name} of {next(type(row).__name__ for row in rows if not isinstance(row, Mapping))}"
 
 
 def _names(existing: list[str], *, limit: int = 300) -> str:

@@ -147,6 +147,8 @@ def diagnose(judged: Sequence[Judged]) -> Diagnosis:
         DataError: there is no completion, or none with a reward, or a gold verdict is neither 0 nor 1.
     """
     known = [j for j in judged if j.rewards[0] is not None]
+    if not judged:
+        raise DataError("0 completions, at least 1 is needed; give a file with a line for each")
     if not known:
         raise DataError(
             f"{len(judged)} completions and no reward among them, at least 1 is needed; look at the reward's errors"

@@ -87,7 +87,7 @@ class RunFolder:
             )
         if resume and not saved.exists():
             raise CheckpointError(
-                f"{self.path} holds no run to go on with; leave out --resume, or correct --out"
+                f"{self.path} holds no run to go on with; leave out --resume (resume=True), or correct --out (output_dir)"
             )
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,9 @@ class Stopped(Exception):
     """A signal ended the run after a checkpoint."""
 
     def __init__(self, signum: int, folder: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}; continue with --out {folder} --resume")
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name}; continue with --out {folder} --resume (in Python a new Trainer's train(resume=True))"
+        )
         self.exit_code = 128 + signum
 
 
