@@ -107,7 +107,9 @@ def test_denoised_rewards_set_the_units_and_a_lack_of_right_ones_does_not_matter
 
 def test_a_row_without_the_right_response_is_named(case):
     policy, batch = case
-    with pytest.raises(DataError, match=r"train/0 has no text in column 'work', but None; .*set critic\.oracle"):
+    with pytest.raises(
+        DataError, match=r"train/0 has no text in column 'work', but None; .*set critic\.oracle"
+    ):
         exact(policy, batch, column="work")
 
 
