@@ -272,10 +272,8 @@ def _short(value: object, *, limit: int = 60) -> str:
 
 def _in_yaml_words(message: str) -> str:
     """Pydantic speaks of Python's types; a YAML file has lists and sections."""
-    message = message.replace("a valid tuple", "a list").replace("a valid dictionary", "a section")
-    message = re.sub(
-        r"a valid dictionary or instance of \w+|a section or instance of \w+", "a section", message
-    )
+    message = message.replace("a valid tuple", "a list")
+    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a section", message)
     return message[:1].lower() + message[1:]
 
 
