@@ -139,7 +139,7 @@ def test_a_model_with_other_memory_reads_whole_rows_and_says_so(caplog):
     assert "every prompt with each response" in caplog.text
 
 
-def same_either_way(policy, batch):
+def assert_same_either_way(policy, batch):
     arguments = (batch.input_ids, batch.attention_mask, batch.mask)
     whole = policy.logprobs_and_entropy(*arguments, temperature=0.7)
     shared = policy.logprobs_and_entropy(*arguments, temperature=0.7, prompts=batch.shared_prompts)
@@ -149,7 +149,7 @@ def same_either_way(policy, batch):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_the_policy_says_the_same_either_way(make_policy, name):
-    same_either_way(make_policy(name), ragged())
+    assert_same_either_way(make_policy(name), ragged())
 
 
 def test_what_pads_a_short_prompt_pushes_nothing_out_of_a_window(monkeypatch):
@@ -159,10 +159,10 @@ def test_what_pads_a_short_prompt_pushes_nothing_out_of_a_window(monkeypatch):
         model_of("gemma3"), tiny_tokenizer(), config=ModelConfig(path="gemma3", device="cpu")
     )
     assert policy.shared_limit == 19
-    same_either_way(policy, ragged((15, 15, 2, 2), (2, 2, 14, 14), (0, 0, 1, 1)))
+    assert_same_either_way(policy, ragged((15, 15, 2, 2), (2, 2, 14, 14), (0, 0, 1, 1)))
     batch = ragged((4, 4, 2, 2), (2, 2, 14, 14), (0, 0, 1, 1))  # 18 columns
     assert within(batch.shared_prompts, batch.attention_mask, 19) is not None
-    same_either_way(policy, batch)
+    assert_same_either_way(policy, batch)
     wide = ragged((15, 15, 2, 2), (2, 2, 14, 14), (0, 0, 1, 1))
     for limit, shares in ((19, False), (29, True), (28, False)):
         (_, piece), *_ = Splitter(8, None, limit)(wide)
@@ -173,7 +173,7 @@ def test_what_pads_a_short_prompt_pushes_nothing_out_of_a_window(monkeypatch):
 def test_what_pads_a_short_response_has_no_position_beyond_the_context(make_policy):
     policy = make_policy("gpt2")
     assert policy.context_length == 64
-    same_either_way(policy, ragged((50, 50, 5, 5), (10, 9, 59, 8), (0, 0, 1, 1)))
+    assert_same_either_way(policy, ragged((50, 50, 5, 5), (10, 9, 59, 8), (0, 0, 1, 1)))
 
 
 def test_prompts_are_not_read_twice(make_policy):
