@@ -86,6 +86,34 @@ def test_missing_as_soon_as_one_function_is_missing_and_never_zero():
     assert scored[3].errors == ()  # None is an answer, not an error
 
 
+def test_answered_is_the_sum_of_those_that_have_a_part_in_a_row():
+    def sums(prompts):
+        return [3.0, None, None, None]
+
+    def stories(prompts):
+        return [1.0, 1.0, None, math.nan]
+
+    def shown(prompts):
+        return [5.0] * 4
+
+    functions = [named(sums), named(stories, weight=0.5), named(shown, weight=0.0)]
+    scored = RewardPipeline(functions, gold=functions, seed=0, combine="answered").score(ROLLOUTS, step=1)
+    # by hand: 3 + .5, .5, and none: nobody with a weight answered; stories failed
+    assert [item.reward for item in scored] == values(scored) == [3.5, 0.5, None, None]
+    assert "stories: bad_value" in scored[3].errors[0]
+    assert values(RewardPipeline(functions, seed=0).score_clean(ROLLOUTS)) == [3.5, None, None, None]
+
+
+def test_combine_comes_from_the_configuration():
+    def silent(prompts):
+        return [None] * len(prompts)
+
+    for combine, rewards in (("answered", [1.0, 0.0, 1.0, 0.0]), ("all", [None] * 4)):
+        config = RewardsConfig(functions=(ExactReward(),), combine=combine)
+        pipeline = build_rewards(config, seed=0, extra_functions=[silent])
+        assert values(pipeline.score_clean(ROLLOUTS)) == rewards
+
+
 def test_none_for_a_whole_step_is_allowed():
     assert values(judge(lambda completions: [None] * len(completions), name="never")) == [None] * 4
 

@@ -7,6 +7,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from vrpo.config.base import Strict
 
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
+Combine = Literal["all", "answered"]
 
 
 class ExactReward(Strict):
@@ -281,7 +282,10 @@ class RewardsConfig(Strict):
     without the noise."""
 
     functions: tuple[RewardFunctionConfig, ...] = Field((), strict=False)
-    """The reward is the weighted sum of these; missing as soon as one of them is missing. One mapping or a list of them."""
+    """The reward is the weighted sum of these. One mapping or a list of them."""
+    combine: Combine = "all"
+    """What a sum of several functions, of gold too, makes of a None. `all`: it is missing as soon as one of them is. `answered`: it is of
+    those that returned a number, for functions with a part in some rows only, as in TRL; missing where none did, or one failed."""
     gold: tuple[RewardFunctionConfig, ...] = Field((), strict=False)
     """Functions you trust, where you do not trust `functions`: the clean reward of evaluations and of every metric that tells how noisy the
     reward is. Nothing learns from them; where they return None nothing is claimed. None given: the clean reward is that of `functions`

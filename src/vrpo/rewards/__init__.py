@@ -87,7 +87,9 @@ def build_rewards(
     )
     _check_labels(config, functions)
     noise = [_noise(item, answers, labels) for item in config.noise]
-    return RewardPipeline(functions, noise, gold=gold, seed=seed, max_failed=config.max_failed)
+    return RewardPipeline(
+        functions, noise, gold=gold, seed=seed, max_failed=config.max_failed, combine=config.combine
+    )
 
 
 def reward_columns(config: RewardsConfig) -> set[str]:

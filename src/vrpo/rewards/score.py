@@ -9,6 +9,7 @@ from typing import Any, final
 import numpy as np
 from torch import Tensor
 
+from vrpo.config.rewards import Combine
 from vrpo.errors import ConfigError, RewardError
 from vrpo.rewards.isolation import Fault, fault_kind
 from vrpo.rewards.noise import Draws, NoiseModel, Verdict
@@ -21,7 +22,8 @@ from vrpo.types import Rollout, ScoredRollout
 class RewardPipeline:
     """Judges completions with every function, and for training puts the noise on the sum.
 
-        verdict      = sum_f weight_f * value_f        missing as soon as one value is missing
+        verdict      = sum_f weight_f * value_f        missing as soon as one value is; with combine "answered"
+                                                       over the functions that returned a number
         reward       = noise_n(... noise_1(verdict))   of the functions
         clean_reward = verdict                         of gold, or without it of the functions
 
@@ -38,6 +40,7 @@ class RewardPipeline:
         gold: Sequence[NamedFunction] = (),
         seed: int,
         max_failed: float = 1.0,
+        combine: Combine = "all",
     ) -> None:
         """Fix what judges.
 
@@ -47,6 +50,7 @@ class RewardPipeline:
             gold: functions that are trusted; they judge evaluations, and in training metrics alone.
             seed: the run's seed; noise draws come from streams named by kind, position in `noise` and sample.
             max_failed: share of a step's responses that a function may fail on.
+            combine: what a None makes of the sum (`RewardsConfig.combine`).
         """
         if not functions:
             raise ConfigError(
@@ -58,6 +62,7 @@ class RewardPipeline:
         self._functions = tuple(functions)
         self._gold = tuple(gold)
         self._max_failed = max_failed
+        self._combine: Combine = combine
         self._noise = tuple((model, Draws(seed, model.kind, index)) for index, model in enumerate(noise))
 
     def close(self) -> None:
@@ -94,7 +99,7 @@ class RewardPipeline:
         if not self._gold:
             return scored
         # gold that fails costs metrics, not the run, unless it says on_error: raise
-        trusted = _judge(self._gold, rollouts, {}, 1.0)
+        trusted = self._judge(self._gold, rollouts, {}, 1.0)
         return [
             replace(item, clean_reward=verdict.reward, gold_errors=verdict.errors)
             for item, verdict in zip(scored, trusted, strict=True)
@@ -107,7 +112,7 @@ class RewardPipeline:
     def judge(self, rollouts: Sequence[Rollout], replaced: Mapping[str, Sequence[Any]]) -> list[Verdict]:
         """Verdicts with some columns replaced, one list entry per rollout: how label noise asks again."""
         # 1: a few of a step's responses make no share of it
-        return _judge(self._functions, rollouts, replaced, 1.0)
+        return self._judge(self._functions, rollouts, replaced, 1.0)
 
     def _scored(self, rollouts: Sequence[Rollout], functions: Sequence[NamedFunction]) -> list[ScoredRollout]:
         scored = [
@@ -119,7 +124,7 @@ class RewardPipeline:
                 errors=verdict.errors,
             )
             for rollout, verdict in zip(
-                rollouts, _judge(functions, rollouts, {}, self._max_failed), strict=True
+                rollouts, self._judge(functions, rollouts, {}, self._max_failed), strict=True
             )
         ]
         if scored and all(item.clean_reward is None and item.errors for item in scored):
@@ -129,25 +134,34 @@ class RewardPipeline:
             )
         return scored
 
+    def _judge(
+        self,
+        functions: Sequence[NamedFunction],
+        rollouts: Sequence[Rollout],
+        replaced: Mapping[str, Sequence[Any]],
+        max_failed: float,
+    ) -> list[Verdict]:
+        """Weighted sums of what the functions say, some columns replaced."""
+        columns = [_evaluate(function, rollouts, replaced, max_failed=max_failed) for function in functions]
+        verdicts = []
+        for row in zip(*columns, strict=True):
+            parts = {f.name: value for f, (value, _) in zip(functions, row, strict=True)}
+            errors = tuple(error for _, error in row if error is not None)
+            total = None if errors else _weighted_sum(functions, list(parts.values()), self._combine)
+            if total is not None and _number(total) is None:
+                total, errors = None, (f"sum: bad_value: the weighted sum {total:g} is beyond fp32",)
+            verdicts.append(Verdict(parts=parts, reward=total, errors=errors))
+        return verdicts
 
-def _judge(
-    functions: Sequence[NamedFunction],
-    rollouts: Sequence[Rollout],
-    replaced: Mapping[str, Sequence[Any]],
-    max_failed: float,
-) -> list[Verdict]:
-    """Weighted sums of what the functions say, some columns replaced."""
-    columns = [_evaluate(function, rollouts, replaced, max_failed=max_failed) for function in functions]
-    verdicts = []
-    for row in zip(*columns, strict=True):
-        parts = {f.name: value for f, (value, _) in zip(functions, row, strict=True)}
-        values = [f.weight * value for f, (value, _) in zip(functions, row, strict=True) if value is not None]
-        errors = tuple(error for _, error in row if error is not None)
-        total = sum(values) if len(values) == len(row) else None
-        if total is not None and _number(total) is None:
-            total, errors = None, (f"sum: bad_value: the weighted sum {total:g} is beyond fp32",)
-        verdicts.append(Verdict(parts=parts, reward=total, errors=errors))
-    return verdicts
+
+def _weighted_sum(
+    functions: Sequence[NamedFunction], values: Sequence[float | None], combine: Combine
+) -> float | None:
+    """None where a value is missing; with `answered` where every value that counts is."""
+    said = [(f.weight, value) for f, value in zip(functions, values, strict=True) if value is not None]
+    # a function of weight 0 is there to be looked at: alone it makes no reward of 0
+    missing = len(said) < len(values) if combine == "all" else not any(weight for weight, _ in said)
+    return None if missing else sum(weight * value for weight, value in said)
 
 
 HANGS_IN_A_ROW = 10

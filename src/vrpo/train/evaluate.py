@@ -77,9 +77,13 @@ def _accuracy(scored: Sequence[ScoredRollout], step: int, judged_by: str) -> flo
     if mean is None:
         silent = {name: sum(s.parts.get(name) is None for s in scored) for name in scored[0].parts}
         counts = ", ".join(f"{name} has none for {count}" for name, count in silent.items() if count)
+        apart = min(silent.values()) < len(scored)
+        by_row = (
+            "; set rewards.combine to answered if each function has a part in some rows only" if apart else ""
+        )
         raise RewardError(
-            f"no completion of the evaluation at step {step} has a clean reward by {judged_by}: of {len(scored)}, {counts}, and a sum is "
-            "missing as soon as one part is; let a function that has no part in a row return 0, and hold out rows that have a verdict"
+            f"no completion of the evaluation at step {step} has a clean reward by {judged_by}: of {len(scored)}, {counts}; hold out "
+            f"rows that have a verdict{by_row}"
         )
     return mean
 
