@@ -28,8 +28,8 @@ class ModelConfig(Strict):
     """The language model that is trained."""
 
     path: str
-    """A folder, a hub name, or one of the small arithmetic models in the package, `vrpo:tiny`, `vrpo:chain` and
-    `vrpo:minus`."""
+    """A folder, a hub name, or one of the small models in the package: `vrpo:tiny` for sums, `vrpo:chain` for long ones, `vrpo:minus` for
+    differences, `vrpo:science` for the periodic table."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of forward passes; weights and optimizer stay fp32. auto: bfloat16 autocast on CUDA, fp32 on CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -30,8 +30,8 @@ from vrpo.rng import stream_seed
 
 log = logging.getLogger(__name__)
 
-PACKAGED = ("vrpo:tiny", "vrpo:chain", "vrpo:minus")
-"""Names of the small character-level models that the package ships: for two-digit sums, and for sums of four numbers."""
+PACKAGED = ("vrpo:tiny", "vrpo:chain", "vrpo:minus", "vrpo:science")
+"""Names of the small character-level models that the package ships, each warm-started for a recipe."""
 
 ADAPTER_FILE = "adapter_config.json"
 TOKENIZER_FILE = "tokenizer_config.json"
