@@ -183,6 +183,17 @@ def test_the_saved_config_is_the_config():
         assert build(Config, yaml.safe_load(to_yaml(config))) == config
 
 
+@pytest.mark.parametrize("text", ["1e5", "-2E-3", "1.5e3", "true", "null", "12", "0x1f", "1_000"])
+def test_text_that_looks_like_a_number_comes_back_as_text(tmp_path, text):
+    data = {
+        "model": {"path": text},
+        "task": {"type": "arithmetic"},
+        "rewards": {"functions": [{"type": "exact"}]},
+    }
+    (tmp_path / "config.yaml").write_text(to_yaml(build(Config, data)))
+    assert load(Config, tmp_path).model.path == text
+
+
 def test_overrides_are_yaml_and_written_back():
     data = apply_overrides(
         BASE, ["train.learning_rate=1e-4", "algorithm=ppo", "algorithm.lam=1", "rewards.noise=null"]

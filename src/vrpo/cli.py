@@ -135,22 +135,24 @@ def study_command(
     ] = False,
 ) -> None:
     """Run methods x noise x seeds: tables, figures and one HTML page. Finished cells are not run again, failed ones are."""
-    import signal
-
     from vrpo.study.run import run_study
     from vrpo.study.runner import StudyError
+    from vrpo.train.signals import exit_on_signals
 
-    # so that the cells are ended too
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     try:
-        run_study(
-            study,
-            _recipe_name(study),
-            out=out,
-            overrides=set_ or [],
-            record_to=record_to,
-            report_only=report_only,
-            console=console,
+        with exit_on_signals():
+            run_study(
+                study,
+                _recipe_name(study),
+                out=out,
+                overrides=set_ or [],
+                record_to=record_to,
+                report_only=report_only,
+                console=console,
+            )
+    except SystemExit as stopped:
+        _fail(
+            "the study was stopped, and its runs with it; run the same command again to go on", stopped.code
         )
     except StudyError as error:
         for failure in error.failures:
@@ -308,7 +310,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(status or 0)
 
 
-def _fail(message: str, status: int) -> NoReturn:
+def _fail(message: str, status: Any) -> NoReturn:
     print(f"vrpo: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(status)
 

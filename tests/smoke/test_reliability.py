@@ -20,12 +20,13 @@ import vrpo
 from tests.smoke.test_runs import SMALL, cli, lines, python_config, rows, run, same, small, weights
 from vrpo.config import Config
 from vrpo.config.presets import merge
-from vrpo.errors import CheckpointError, ConfigError, NumericsError, StorageError
+from vrpo.errors import CheckpointError, ConfigError, NumericsError, RewardError, StorageError
 from vrpo.train import checkpoint, files, prepared
-from vrpo.train.folder import RunFolder
+from vrpo.train.folder import RunFolder, _commit
 from vrpo.train.lock import RunLock
 from vrpo.train.microbatches import Splitter
 from vrpo.train.progress import Quiet
+from vrpo.train.same_run import _harmless
 from vrpo.train.signals import Stopped
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals, locks and limits")
@@ -55,18 +56,15 @@ def whole(tmp_path_factory) -> Path:
 # signals
 
 
-@pytest.mark.parametrize("microbatch", [1, 2, 6, 9, 15])
-def test_a_signal_in_an_update_stops_before_the_next_microbatch_and_nothing_is_lost(
-    tmp_path, whole, monkeypatch, microbatch
-):
-    """SIGTERM at one of the 16 micro-batches of step 2: `paused` holds the step, and the resumed run is the whole one."""
-    seen = []
+def stop_in_update(monkeypatch, microbatch: int) -> list[int]:
+    """SIGTERM before the micro-batch of that number, counted over the run; returns those seen so far."""
+    seen: list[int] = []
     accumulate, split = vrpo.train.update._accumulate, Splitter.__call__
 
     def counting(self, batch):
         for piece in split(self, batch):
             seen.append(len(seen))
-            if len(seen) == 16 + microbatch:
+            if len(seen) == microbatch:
                 signal.raise_signal(signal.SIGTERM)
             yield piece
 
@@ -76,6 +74,15 @@ def test_a_signal_in_an_update_stops_before_the_next_microbatch_and_nothing_is_l
             return accumulate(*args, **kwargs)
 
     monkeypatch.setattr(vrpo.train.update, "_accumulate", in_an_update)
+    return seen
+
+
+@pytest.mark.parametrize("microbatch", [1, 2, 6, 9, 15])
+def test_a_signal_in_an_update_stops_before_the_next_microbatch_and_nothing_is_lost(
+    tmp_path, whole, monkeypatch, microbatch
+):
+    """SIGTERM at one of the 16 micro-batches of step 2: `paused` holds the step, and the resumed run is the whole one."""
+    seen = stop_in_update(monkeypatch, 16 + microbatch)
     with pytest.raises(Stopped) as caught:
         run(small(**STEPPED), tmp_path / "run")
     monkeypatch.undo()
@@ -86,6 +93,69 @@ def test_a_signal_in_an_update_stops_before_the_next_microbatch_and_nothing_is_l
     run(small(**STEPPED), tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", whole, 2)
     assert not (tmp_path / "run" / "checkpoints" / "paused").exists()
+
+
+def test_a_pause_is_of_its_step_whatever_the_schedule_becomes(tmp_path, whole, monkeypatch):
+    """Its weights are half a step's: none are evaluated as the last whole step's, and no run ends with them."""
+    stop_in_update(monkeypatch, 20)
+    with pytest.raises(Stopped):
+        run(small(**STEPPED), tmp_path / "run")
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match=r"is past train\.steps=1"):
+        run(small(**merge(STEPPED, {"train": {"steps": 1}})), tmp_path / "run", resume=True)
+    assert [e["step"] for e in records(tmp_path / "run", "evaluations.jsonl")] == [0]
+    run(small(**merge(STEPPED, {"train": {"eval_every": 1}})), tmp_path / "run", resume=True)
+    assert [e["step"] for e in records(tmp_path / "run", "evaluations.jsonl")] == [0, 2]
+    assert same(weights(tmp_path / "run", 2), weights(whole, 2))
+
+
+def test_a_pause_before_the_gaussian_channel_has_started_is_saved(tmp_path, monkeypatch):
+    """Until its first step nothing is denoised: the batch has one tensor under two names."""
+    data = {
+        "algorithm": "grpo",
+        "train": {"steps": 1},
+        "denoiser": {"channel": "gaussian"},
+    }
+    run(small(**data), tmp_path / "whole")
+    stop_in_update(monkeypatch, 2)
+    with pytest.raises(Stopped):
+        run(small(**data), tmp_path / "run")
+    monkeypatch.undo()
+    assert (tmp_path / "run" / "checkpoints" / "paused").is_dir()
+    run(small(**data), tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole", 1)
+
+
+@pytest.mark.parametrize("fails_at", ["step 3", "the evaluation after step 2"])
+def test_a_judge_that_is_gone_takes_no_finished_step_with_it(tmp_path, fails_at):
+    calls = []
+    last_good = {"step 3": 4, "the evaluation after step 2": 3}[
+        fails_at
+    ]  # the start has two calls, each step one
+
+    def judge(prompts, completions, **columns):
+        calls.append(len(completions))
+        return [float(len(c)) for c in completions] if len(calls) <= last_good + 2 * healthy else "gone"
+
+    def trainer(steps: int) -> vrpo.Trainer:
+        every = 0 if fails_at == "step 3" else 2
+        config = python_config(steps=steps, checkpoint_every=0, eval_every=every)
+        return vrpo.Trainer(
+            model="vrpo:tiny",
+            reward_funcs=judge,
+            train_dataset=rows(),
+            config=config,
+            output_dir=tmp_path / "run",
+        )
+
+    healthy = 0
+    with pytest.raises(RewardError):
+        trainer(4).train(display=Quiet())
+    (done,) = checkpoint.steps_in(tmp_path / "run" / "checkpoints")
+    assert done == len(lines(tmp_path / "run")) > 0
+    healthy = 100
+    trainer(4).train(resume=True, display=Quiet())
+    assert [m["step"] for m in lines(tmp_path / "run")] == [1, 2, 3, 4]
 
 
 def test_a_signal_while_a_reward_function_is_stuck_stops_at_once(tmp_path):
@@ -175,6 +245,19 @@ def test_an_adaptive_kl_weight_and_skipped_updates_survive_a_resume(tmp_path):
     assert paid[0] != pytest.approx(0.1) and paid[1] != pytest.approx(paid[0])  # it does move
 
 
+def test_an_adaptive_kl_weight_waits_until_the_policy_moves(tmp_path):
+    algorithm = {"type": "ppo", "kl_coef": 0.1, "kl_target": 0.5, "kl_horizon": 64}
+    data = {
+        "algorithm": algorithm,
+        "critic": {"warmup_steps": 3},
+        "train": {"steps": 4, "checkpoint_every": 1, "keep_checkpoints": None},
+    }
+    run(small(**data), tmp_path)
+    steps = sorted((tmp_path / "checkpoints").iterdir(), key=lambda path: path.name)
+    weight = [json.loads((step / "state.json").read_text())["kl_coef"] for step in steps]
+    assert weight[:3] == [0.1] * 3 and weight[3] < 0.1
+
+
 def test_a_kl_weight_that_is_set_anew_counts_from_the_resume_on(tmp_path):
     steered = {"type": "ppo", "kl_coef": 0.1, "kl_target": 0.5, "kl_horizon": 64}
     for number, (before, now) in enumerate(
@@ -248,6 +331,75 @@ def test_changes_are_shown_and_harmful_ones_need_to_be_allowed(tmp_path, capsys)
     assert [len(s["changes"]) for s in sessions] == [0, 1, 2]
     status, _, error = cli(capsys, "train", str(recipe), "--out", str(tmp_path / "new"), "--allow-changes")
     assert status == 2 and "--resume" in error
+
+
+def test_a_refused_resume_changes_nothing(tmp_path):
+    config = small(algorithm="grpo", train={"steps": 2, "checkpoint_every": 1})
+    run(config, tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    other = small(algorithm="grpo", train={"steps": 1, "eval_every": 1})
+    torn = tmp_path / "checkpoints" / "step-2" / "state.json"
+    for refused, settings in (
+        (other, {}),
+        (config, {"checkpoint": 7}),
+        (small(algorithm="grpo", train={"seed": 5}), {}),
+    ):
+        with pytest.raises(CheckpointError):
+            run(refused, tmp_path, resume=True, **settings)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    torn.write_text("{}")
+    with pytest.raises(CheckpointError, match="damaged"):
+        run(small(algorithm="grpo", train={"steps": 3}), tmp_path, resume=True)
+    torn.write_bytes(before[torn])
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_the_end_of_a_run_that_goes_on_is_no_end_any_more(tmp_path, monkeypatch):
+    run(small(algorithm="grpo", train={"steps": 1}), tmp_path)
+    (tmp_path / "temperatures.json").write_text("{}")
+    stop_in_update(monkeypatch, 2)
+    with pytest.raises(Stopped):
+        run(small(algorithm="grpo", train={"steps": 2}), tmp_path, resume=True)
+    assert not (tmp_path / "summary.json").exists() and not (tmp_path / "temperatures.json").exists()
+    monkeypatch.undo()
+    run(small(algorithm="grpo", train={"steps": 2}), tmp_path, resume=True)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(CheckpointError, match="has ended and its checkpoints are gone"):
+        run(small(algorithm="grpo", train={"steps": 3}), tmp_path, resume=True)
+    assert len(lines(tmp_path)) == 2
+
+
+def test_how_a_reward_function_is_called_may_change_and_what_it_says_may_not():
+    assert all(
+        map(
+            _harmless,
+            ["rewards.functions.0.timeout", "rewards.gold.1.headers_env.Authorization", "train.steps"],
+        )
+    )
+    assert not any(
+        map(
+            _harmless,
+            ["rewards.functions.0.column", "rewards.noise.0.timeout", "rewards.functions", "algorithm.lam"],
+        )
+    )
+
+
+def test_the_commit_on_record_is_of_this_source_and_of_no_tree_around_it(tmp_path, monkeypatch):
+    def git(*arguments):
+        settings = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(tmp_path)]
+        return subprocess.run(
+            ["git", *settings, *arguments], check=True, capture_output=True, text=True
+        ).stdout
+
+    source = tmp_path / "folder.py"
+    source.write_text("")
+    monkeypatch.setattr(vrpo.train.folder, "__file__", str(source))
+    git("init")
+    git("commit", "--allow-empty", "-m", "someone else's")
+    assert _commit() is None
+    git("add", "folder.py")
+    git("commit", "-m", "ours")
+    assert _commit() == git("rev-parse", "HEAD").strip()
 
 
 def test_other_data_and_another_reward_file_are_another_run(tmp_path, monkeypatch):

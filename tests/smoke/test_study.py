@@ -2,9 +2,13 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections import defaultdict
 from io import StringIO
 from pathlib import Path
@@ -14,7 +18,7 @@ import yaml
 from rich.console import Console
 
 from vrpo.cli import main
-from vrpo.errors import CheckpointError, ConfigError
+from vrpo.errors import CheckpointError, ConfigError, StorageError
 from vrpo.study.config import read_study, slug
 from vrpo.study.figure import SMOOTHING, _accuracy, _explained_variance, _several_seeds, draw_all
 from vrpo.study.kept import run as kept
@@ -29,6 +33,7 @@ from vrpo.study.statistics import Estimate, interquartile_mean
 from vrpo.study.tables import comparison_table, results_table, sharpness_table, to_rich
 from vrpo.train.folder import RunFolder
 
+PYTHON = sys.executable
 BASE = {
     "model": {"path": "vrpo:tiny"},
     "task": {"type": "arithmetic", "min_digits": 2},
@@ -73,6 +78,23 @@ def test_cells_are_the_grid_with_settings_on_top_of_the_base(write):
     assert slug("30 % of rewards") == "30-of-rewards" and slug("%") == "none"
 
 
+def test_an_algorithm_named_in_the_base_stays_under_settings_of_a_method_or_noise(write):
+    folder = write(
+        methods={
+            "a": {},
+            "b": {"algorithm": {"kl_coef": 0.1}},
+            "c": {"algorithm": "ppo", "critic": {"warmup_steps": 1}},
+        },
+        noise={"none": {}, "pulled": {"algorithm": {"kl_coef": 0.2}}},
+        seeds=[0],
+    )
+    (folder / "base.yaml").write_text(yaml.safe_dump(BASE | {"algorithm": "grpo"}))
+    _, cells = read_study(folder, [])
+    found = {(c.method, c.noise): (c.config.algorithm.type, c.config.algorithm.kl_coef) for c in cells}
+    assert found[("b", "none")] == ("grpo", 0.1) and found[("b", "pulled")] == ("grpo", 0.2)
+    assert found[("a", "pulled")] == ("grpo", 0.2) and found[("c", "pulled")] == ("ppo", 0.2)
+
+
 def test_a_seed_override_may_not_make_all_seeds_the_same(write):
     with pytest.raises(ConfigError, match=r"train\.seed=5"):
         read_study(write(), ["train.seed=5"])
@@ -98,6 +120,7 @@ def test_a_seed_override_may_not_make_all_seeds_the_same(write):
         ({"noise": {"type": "flip"}}, r"^noise\.type='flip': .*`a name: \{rewards: "),
         ({"noise": {"clean": None}}, r"^noise\.clean=None: .*`clean: \{\}` for those of the base"),
         ({"methods": {"PPO": {"type": "ppo"}}}, r"^methods\.PPO=\{'type': 'ppo'\}: .*`PPO: \{algorithm: ppo"),
+        ({"methods": {"_PPO": {}}}, r"^methods\._PPO: figures leave names out that begin with an underscore"),
         ({"noise": {}}, r"^noise is required; add it: `noise: \{as it is: \{\}\}`"),
     ],
 )
@@ -238,6 +261,46 @@ def test_a_stopped_study_has_whole_seeds_and_reports_on_them(write, tmp_path, ca
     with pytest.raises(SystemExit, match="2"):
         main([*command, "--set", "train.steps=3"])
     assert "another configuration" in capsys.readouterr().err
+
+
+def test_what_comes_after_a_cell_fails_for_that_cell_alone(write, runs, tmp_path):
+    _, cells = read_study(write(), [])
+
+    def ended(cell):
+        if cell.method == "PPO" and cell.seed == 0:
+            raise {"none": CheckpointError, "30 % flips": StorageError}[cell.noise]("no room")
+
+    started = runs("")
+    for _ in range(2):  # cells that have just ended, then cells that had ended before
+        failures = run_cells(cells, tmp_path / "out", jobs=2, console=Console(quiet=True), ended=ended)
+        assert sorted((f.cell.folder, f.status, f.cause) for f in failures) == [
+            ("ppo_30-flips_s0", 1, "no room"),
+            ("ppo_none_s0", 2, "no room"),
+        ]
+    assert len(started.read_text().split()) == len(cells)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_reaches_the_study_alone_which_asks_its_cells_to_stop(write, runs, tmp_path, sent):
+    """A terminal sends it to every process of the foreground group; a cell hears one signal all the same, SIGTERM."""
+    heard = tmp_path / "heard"
+    runs(
+        f"trap 'echo INT >> {heard}' INT; trap 'echo HUP >> {heard}' HUP; trap 'echo TERM >> {heard}; exit 143' TERM\n"
+        f"echo ready >> {heard}; for i in $(seq 200); do sleep .1; done"
+    )
+    script = tmp_path / "study.py"
+    script.write_text(
+        f"import sys\nfrom vrpo.cli import main\nsys.executable = {sys.executable!r}\nmain(sys.argv[1:])\n"
+    )
+    command = [PYTHON, str(script), "study", str(write(seeds=[0])), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not heard.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, sent)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 128 + sent and told.startswith("vrpo: the study was stopped")
+    assert heard.read_text().split() == ["ready", "TERM"]
 
 
 @pytest.mark.slow  # half a minute of starting processes

@@ -216,6 +216,24 @@ def test_stop_strings_by_hand(tokenizer):
     assert not StopStrings(tokenizer, [])
 
 
+def test_a_stop_text_is_found_at_once_after_characters_of_several_tokens():
+    """With byte fallback a tail that begins inside a character can decode to broken characters all through."""
+
+    class ByteFallback:
+        def decode(self, token_ids, **_):
+            data = bytes(token_ids)
+            try:
+                return data.decode()
+            except UnicodeDecodeError:  # as SentencePiece's decoder does with a run of bytes
+                return "\N{REPLACEMENT CHARACTER}" * len(data)
+
+    stops = StopStrings(ByteFallback(), ["\N{CJK UNIFIED IDEOGRAPH-7D42}"])
+    ids = list(
+        "\N{CJK UNIFIED IDEOGRAPH-4E2D}\N{CJK UNIFIED IDEOGRAPH-6587}a\N{CJK UNIFIED IDEOGRAPH-7D42}".encode()
+    )
+    assert [n for n in range(1, len(ids) + 1) if stops.found(ids[:n])] == [len(ids)]
+
+
 def test_a_special_token_ends_a_response_as_eos_does(make_policy, make_prompts):
     policy, prompts = likely(make_policy("llama"), 2, -100.0), make_prompts(*TEXTS)
     free = sample(engine_for(policy), prompts)

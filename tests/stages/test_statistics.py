@@ -67,6 +67,8 @@ def test_share_kept_is_the_gain_under_noise_over_the_gain_without():
     assert together.value == alone.value == pytest.approx(0.5)
     assert together.high - together.low < 1e-6
     assert alone.high - alone.low > 0.2
+    unsure = share_kept([0.5, 0.45, 0.43], [0.6, 0.41, 0.38], before=0.4, paired=True)
+    assert unsure.value == pytest.approx(0.06 / 0.19 * 3) and unsure.low is unsure.high is None
     with pytest.raises(ValueError, match="nothing was gained"):
         share_kept(noisy, [0.3] * 5, before=0.4, paired=True)
 

@@ -87,7 +87,9 @@ def load(schema: type[ConfigT], path: str | Path, overrides: list[str] | None = 
 
 def to_yaml(config: Strict) -> str:
     """The resolved configuration: every key, in the order of the schema."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(
+        config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110
+    )
 
 
 def filled_in(schema: type[Strict], written: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,8 +296,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader` would read as a number, such as '1e5'."""
+
+
+for _style in (_Loader, _Dumper):
+    _style.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )

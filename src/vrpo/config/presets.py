@@ -15,6 +15,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def spelled_out(data: dict[str, Any]) -> dict[str, Any]:
+    """`algorithm: ppo` as `algorithm: {type: ppo}`, so that settings can be merged into it."""
+    algorithm = data.get("algorithm")
+    return {**data, "algorithm": {"type": algorithm}} if isinstance(algorithm, str) else data
+
+
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` on top of `base`; mappings merge key by key, except across different `type`s."""
     merged = dict(base)
@@ -38,10 +44,9 @@ def _as_settings(value: Any) -> Any:
 
 def with_preset(data: dict[str, Any]) -> dict[str, Any]:
     """The raw configuration with the preset of its algorithm underneath."""
-    algorithm = data.get("algorithm", "vrpo")
-    if isinstance(algorithm, str):
-        algorithm = {"type": algorithm}
-    elif isinstance(algorithm, dict):
+    data = spelled_out(data)
+    algorithm = data.get("algorithm", {})
+    if isinstance(algorithm, dict):
         algorithm = {"type": "vrpo", **algorithm}
     data = {key: _as_settings(value) for key, value in data.items()}
     name = algorithm["type"] if isinstance(algorithm, dict) else getattr(algorithm, "type", None)

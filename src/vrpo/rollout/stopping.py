@@ -5,6 +5,9 @@ from typing import Any, final
 
 from vrpo.errors import ConfigError
 
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+"""What a decoder writes for bytes that are no character."""
+
 
 def end_tokens(tokenizer: Any, texts: Sequence[str]) -> dict[str, int]:
     """Of stop texts, those that are a special token (`<|im_end|>`): text -> token id. Such a token ends a response as EOS does, since
@@ -49,8 +52,10 @@ class StopStrings:
     def found(self, token_ids: Sequence[int]) -> bool:
         """Whether the text of the response now contains a stop text."""
         tail = self.decode(token_ids[-self._tail :])
-        # a tail can decode to other text than the whole (a leading space, half a character): confirm
-        return any(text in tail for text in self._texts) and self.cut(self.decode(token_ids)) is not None
+        # a tail can decode to other text than the whole (a leading space, half a character): confirm. Where it begins in the middle
+        # of a character some tokenizers read the characters after it as broken too, so that only the whole can say
+        maybe = REPLACEMENT in tail or any(text in tail for text in self._texts)
+        return maybe and self.cut(self.decode(token_ids)) is not None
 
     def cut(self, text: str) -> str | None:
         """`text` up to the first stop text; None when there is none."""

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from vrpo.config import Config, apply_overrides, build, read_yaml
 from vrpo.config.base import Strict
-from vrpo.config.presets import merge
+from vrpo.config.presets import merge, spelled_out
 from vrpo.errors import ConfigError
 
 ENTRIES = {
@@ -112,7 +112,9 @@ def _cells(study: StudyConfig, base: dict[str, Any], overrides: list[str]) -> It
 def _config(
     base: dict[str, Any], seed: int, overrides: list[str], method: dict[str, Any], noise: dict[str, Any]
 ) -> Config:
-    data = merge(merge(merge(base, method), noise), {"train": {"seed": seed}})
+    data: dict[str, Any] = {}
+    for settings in (base, method, noise, {"train": {"seed": seed}}):
+        data = merge(data, spelled_out(settings))
     return build(Config, apply_overrides(data, overrides))
 
 
@@ -168,6 +170,10 @@ def _check_is_study(path: Path, data: Mapping[Any, Any]) -> None:
     for section, example in ENTRIES.items():
         entries = data.get(section)
         for name, entry in entries.items() if isinstance(entries, dict) else ():
+            if str(name).startswith("_"):
+                raise ConfigError(
+                    f"{section}.{name}: figures leave names out that begin with an underscore; rename it"
+                )
             if not isinstance(entry, dict) or "type" in entry:
                 label = name if isinstance(entry, dict) or entry is None else "a name"
                 raise ConfigError(

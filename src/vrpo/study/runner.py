@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from vrpo.config import Config, filled_in, read_yaml, to_yaml
-from vrpo.errors import CheckpointError, StorageError, VrpoError
+from vrpo.errors import INPUT_ERRORS, CheckpointError, StorageError, VrpoError
 from vrpo.study.config import Cell
 from vrpo.train.same_run import changed_settings
 
@@ -100,12 +100,10 @@ def run_cells(
     """
     _make_folder(out)
     done_before = finished(cells, out)
-    for cell in done_before:
-        ended(cell)
+    failed = [failure for cell in done_before if (failure := _tell(ended, cell, out)) is not None]
     waiting = [cell for cell in cells if cell not in done_before]
     progress = _progress(console)
     running: list[_Running] = []
-    failed: list[Failure] = []
     stopped: Failure | None = None
     try:
         with progress:
@@ -117,12 +115,10 @@ def run_cells(
                     if not _has_ended(run, progress):
                         continue
                     running.remove(run)
-                    failure = _failure(run)
-                    if failure is None:
-                        ended(run.cell)
-                    elif failure.status in STOPPED:
+                    failure = _failure(run) or _tell(ended, run.cell, out)
+                    if failure is not None and failure.status in STOPPED:
                         stopped = failure
-                    else:
+                    elif failure is not None:
                         failed.append(failure)
     finally:
         # whatever ended the study ends its cells too: each writes a checkpoint and can be resumed
@@ -186,8 +182,13 @@ def _launch(cell: Cell, out: Path, progress: Progress) -> _Running:
         ) from error
     with log:
         start = log.tell()
+        # in a session of its own: Ctrl-C reaches the study alone, which tells each cell once; a second signal would end it at once
         process = subprocess.Popen(
-            [*command, *(["--resume"] if resume else [])], stdout=log, stderr=subprocess.STDOUT
+            [*command, *(["--resume"] if resume else [])],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     task = progress.add_task(cell.name, total=cell.config.train.steps, numbers="")
     return _Running(cell=cell, folder=folder, process=process, task=task, log_start=start)
@@ -205,6 +206,16 @@ def _has_ended(run: _Running, progress: Progress) -> bool:
     if not progress.console.is_terminal:
         progress.console.print(f"{run.cell.name}: {done} steps, {numbers}", markup=False)
     return True
+
+
+def _tell(ended: Callable[[Cell], None], cell: Cell, out: Path) -> Failure | None:
+    """Call `ended`; what it raises is this cell's failure, and no other cell's."""
+    try:
+        ended(cell)
+    except VrpoError as error:
+        status = WRONG_INPUT if isinstance(error, INPUT_ERRORS) else 1
+        return Failure(cell=cell, status=status, cause=str(error), log=out / cell.folder / "log.txt")
+    return None
 
 
 def _failure(run: _Running) -> Failure | None:

@@ -78,6 +78,9 @@ def share_kept(noisy: Sequence[float], clean: Sequence[float], *, before: float,
         before: accuracy of the model that all of them started from.
         paired: both are of the same seeds in the same order, and are drawn again together.
 
+    Returns:
+        The share; without an interval where that of the accuracy with clean rewards reaches down to `before`.
+
     Raises:
         ValueError: nothing was gained with clean rewards.
     """
@@ -90,6 +93,9 @@ def share_kept(noisy: Sequence[float], clean: Sequence[float], *, before: float,
         return (_iqm(noisy, axis) - before) / (_iqm(clean, axis) - before)
 
     samples = (np.asarray(noisy, dtype=np.float64), np.asarray(clean, dtype=np.float64))
+    gained = interquartile_mean(clean)
+    if gained.low is not None and gained.low <= before:  # drawn again, what is divided by passes through 0
+        return Estimate(value=float(share(*samples)), low=None, high=None)
     return _estimate(samples, share, paired=paired)
 
 

@@ -20,6 +20,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,21 @@ ROLLOUTS_KEPT = 8
 """Responses of each step written to rollouts.jsonl."""
 
 
+SUMMARY = "summary.json"
+ENDS = (SUMMARY, "temperatures.json")
+"""What is written of a run that has ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Session:
+    """What a process writes into the folder it has opened."""
+
+    config_yaml: str
+    identity: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    changes: Sequence[str]
+
+
 class RunFolder:
     """Writes and reads one run folder. Every line is one write; whole files are replaced at once."""
 
@@ -55,16 +71,22 @@ class RunFolder:
         self.warnings = self.path / "warnings.jsonl"
         self.sessions = self.path / "sessions.jsonl"
         self._lock: RunLock | None = None
+        self._to_sign: _Session | None = None
 
     @property
     def records(self) -> tuple[Path, ...]:
         """Files with lines that belong to a step."""
         return (self.metrics, self.rollouts, self.evaluations, self.warnings)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the run has come to its last step."""
+        return (self.path / SUMMARY).exists()
+
     def open(
         self, *, config_yaml: str, inputs: Mapping[str, str], resume: bool, allow_changes: bool = False
     ) -> list[str]:
-        """Make the folder, or take one up again, and lock it until `close`.
+        """Make the folder, or take one up again, and lock it until `close`. What it holds stays as it is until `sign`.
 
         Args:
             config_yaml: the resolved configuration.
@@ -97,21 +119,31 @@ class RunFolder:
             ) from error
         self._lock = RunLock(self.path)
         changes, now = [], environment()
+        identity = {"format": FORMAT, "inputs": dict(inputs)}
         if resume:
             before = self._read_run()
             changed = changed_settings(filled_in(Config, read_yaml(saved)), yaml.safe_load(config_yaml))
             differing = [name for name, digest in inputs.items() if before["inputs"].get(name) != digest]
             changes = check_changes(self.path, changed, differing, allow_changes=allow_changes)
             changes += [f"not exact to the bit: {x}" for x in not_exact_because(self._environment(), now)]
+        self._to_sign = _Session(config_yaml=config_yaml, identity=identity, environment=now, changes=changes)
+        return changes
+
+    def sign(self) -> None:
+        """Write who works on what from here on, once nothing can refuse it any more; the end that a run had before is no end now."""
+        session = self._to_sign
+        assert session is not None, "open() comes first"
         for path in self.records:
             with storing(path):
                 path.touch()
+        for name in ENDS:
+            (self.path / name).unlink(missing_ok=True)
         # config.yaml comes last: a folder that has it has everything
-        self.write_json("run.json", {"format": FORMAT, "inputs": dict(inputs)})
-        self.write_json("environment.json", now)
-        append_line(self.sessions, {"since": _now(), "pid": os.getpid(), "changes": changes, **now})
-        self.write("config.yaml", config_yaml)
-        return changes
+        self.write_json("run.json", session.identity)
+        self.write_json("environment.json", session.environment)
+        line = {"since": _now(), "pid": os.getpid(), "changes": session.changes, **session.environment}
+        append_line(self.sessions, line)
+        self.write("config.yaml", session.config_yaml)
 
     def _has_begun(self) -> bool:
         """Whether anything was recorded: a run that was refused at its first verdict can be started again."""
@@ -162,17 +194,16 @@ class RunFolder:
             flush_file(path)
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines of steps after `step`, and a torn one: a resumed run writes them again.
-
-        Raises:
-            CheckpointError: metrics.jsonl lacks a step up to `step`, or has one twice.
-        """
+        """Drop the lines of steps after `step`, and a torn one: a resumed run writes them again."""
         for path in self.records:
             if path.exists():
                 kept = [line for record, line in read_lines(path) if record["step"] <= step]
                 replace_file(path, "".join(kept))
-        found = [record["step"] for record in self.read_metrics()]
-        if found != list(range(1, step + 1)) and step >= 0:
+
+    def check_record(self, step: int) -> None:
+        """CheckpointError where metrics.jsonl lacks a step up to `step`, or has one twice."""
+        found = [record["step"] for record in self.read_metrics() if record["step"] <= step]
+        if found != list(range(1, step + 1)):
             wrong = next((i for i, s in enumerate(found, start=1) if s != i), len(found) + 1)
             raise CheckpointError(
                 f"{self.metrics} has no step {wrong} in its place, the checkpoint is of step {step}; restore the file, or "
@@ -266,9 +297,17 @@ def _now() -> str:
 
 def _commit() -> str | None:
     """Commit of the source tree this package is imported from; None for an installed wheel."""
+    tracked = _git(
+        "ls-files", "--error-unmatch", Path(__file__).name
+    )  # a virtual environment may lie in someone else's tree
+    return _git("rev-parse", "HEAD") if tracked else None
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says in this file's folder; None where it does not answer, or says no."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            ["git", "-C", str(Path(__file__).parent), *arguments],
             capture_output=True,
             text=True,
             timeout=10,
@@ -276,4 +315,4 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -15,16 +15,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vrpo.errors import NumericsError
+from vrpo.errors import NumericsError, RewardError
 from vrpo.rollout import collate
-from vrpo.train import checkpoint
 from vrpo.train.clock import Clock
 from vrpo.train.files import finite
-from vrpo.train.folder import readable
+from vrpo.train.folder import SUMMARY, readable
 from vrpo.train.learning import update_critic, update_denoiser, update_policy
 from vrpo.train.memory import peak_bytes
 from vrpo.train.metrics import policy_metrics, sampled_metrics
-from vrpo.train.milestones import due, evaluate_if_due, save_whole_step, watch, write_worst_tokens
+from vrpo.train.milestones import due, evaluate_if_due, save_pause, save_whole_step, watch, write_worst_tokens
 from vrpo.train.numerics import not_finite
 from vrpo.train.oracle import exact_values
 from vrpo.train.prepared import Prepared
@@ -54,7 +53,13 @@ def train(run: Run, display: Display) -> dict[str, object]:
             except GivenUp:
                 pass  # nothing has changed since the last whole step
             except Paused:
-                checkpoint.save(run.folder.checkpoints, run.learner, paused=run.paused)
+                save_pause(run)
+            except RewardError:
+                if (
+                    run.learner.step > 0
+                ):  # a judge that is gone for good takes nothing that was learned with it
+                    save_whole_step(run)
+                raise
             except NumericsError as error:
                 write_worst_tokens(run, error)
                 raise
@@ -64,7 +69,7 @@ def train(run: Run, display: Display) -> dict[str, object]:
         summary = summarise(run.folder, run.config, seconds=time.perf_counter() - started)
         if run.learner.denoiser is not None:
             summary["judge_pays_for"] = run.learner.denoiser.judge_pays_for()
-        run.folder.write_json("summary.json", summary)
+        run.folder.write_json(SUMMARY, summary)
         return summary
     finally:
         display.finish()
@@ -199,11 +204,9 @@ def _learn(run: Run, prepared: Prepared, stop: StopRequest) -> Metrics:
         "denoiser": prepared.denoiser.skipped_in_a_row,
         "policy": prepared.policy.skipped_in_a_row,
     }
-    learner.kl_coef = run.algorithm.next_kl_coef(
-        learner.kl_coef,
-        kl=prepared.metrics.get("objective/kl"),
-        responses=int(prepared.batch.mask.any(dim=1).sum()),
-    )
+    if prepared.step > run.critic_warmup:  # before, the KL is 0 whatever the weight
+        kl, responses = prepared.metrics.get("objective/kl"), int(prepared.batch.mask.any(dim=1).sum())
+        learner.kl_coef = run.algorithm.next_kl_coef(learner.kl_coef, kl=kl, responses=responses)
 
     # 7 metrics: what the critic knew before the update, what the updates did, what the noise did
     return {

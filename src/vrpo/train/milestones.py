@@ -16,6 +16,10 @@ from vrpo.train.watch import warnings_at
 def evaluate_if_due(run: Run, display: Display, stop: StopRequest) -> None:
     """Clean accuracy of the weights as they are now, if it is due and not on record."""
     step, config = run.learner.step, run.config.train
+    if (
+        run.paused is not None
+    ):  # a part of the next step's updates is in these weights; the evaluation came before them
+        return
     wanted = step in (0, config.steps) or due(step, config.eval_every)
     if not wanted or any(e["step"] == step for e in run.folder.read_evaluations()):
         return
@@ -45,6 +49,12 @@ def save_whole_step(run: Run) -> None:
         checkpoint.save(checkpoints, run.learner)
     config = run.config.train
     checkpoint.prune(checkpoints, keep=config.keep_checkpoints, accuracy=accuracy_on_schedule(folder, config))
+
+
+def save_pause(run: Run) -> None:
+    """A checkpoint in the middle of a step."""
+    run.folder.flush()
+    checkpoint.save(run.folder.checkpoints, run.learner, paused=run.paused)
 
 
 def write_worst_tokens(run: Run, error: NumericsError) -> None:

@@ -51,7 +51,8 @@ class Prepared:
     def save(self, folder: Path) -> None:
         """Write both files into an existing folder."""
         tensors = {
-            name: value.detach().cpu().contiguous()
+            # a copy: two names of one tensor, such as rewards nothing has denoised yet, are refused
+            name: value.detach().cpu().contiguous().clone()
             for name in Batch.__dataclass_fields__
             if isinstance(value := getattr(self.batch, name), Tensor)
         }

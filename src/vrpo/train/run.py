@@ -203,6 +203,8 @@ def _build(
         resume=resume is not None,
         allow_changes=resume is not None and resume.allow_changes,
     )
+    if resume is None:
+        folder.sign()
     rewards.labels.update(majority_labels(config.rewards, engine, task, folder))
     learner = Learner(
         policy=policy,
@@ -237,6 +239,7 @@ def _build(
     )
     if resume is not None:
         _go_on(run, resume)
+        folder.sign()
     return run
 
 
@@ -317,6 +320,11 @@ def _go_on(run: Run, resume: Resume) -> None:
             raise CheckpointError(
                 f"{run.folder.path} has no checkpoint of step {resume.step}; there are {', '.join(map(str, available)) or 'none'}"
             )
+    if path is None and run.folder.ended:
+        raise CheckpointError(
+            f"the run in {run.folder.path} has ended and its checkpoints are gone: there is nothing to go on from; choose another "
+            "--out (output_dir)"
+        )
     if path is None:
         run.folder.forget_after(-1)  # killed before its first checkpoint: from the start, with a clean record
         return
@@ -325,10 +333,11 @@ def _go_on(run: Run, resume: Resume) -> None:
         run.learner.kl_coef = run.learner.kl_coef_set
     if run.paused is not None:
         run.paused.batch = to_device(run.paused.batch, run.device)
-    if run.learner.step > run.config.train.steps:
+    if run.learner.step + (run.paused is not None) > run.config.train.steps:
         raise CheckpointError(
             f"{path} is past train.steps={run.config.train.steps}; raise train.steps to go on from it"
         )
+    run.folder.check_record(run.learner.step)
     if resume.step is not None:
         checkpoint.forget_after(checkpoints, resume.step)
     run.folder.forget_after(run.learner.step)

@@ -83,3 +83,26 @@ def stop_requested() -> Iterator[StopRequest]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Inside, SIGINT, SIGTERM and SIGHUP raise `SystemExit(128 + signum)`, so that whoever has started processes can end them. A signal
+    that is ignored, as `nohup` does with SIGHUP, stays ignored.
+
+    Raises:
+        SystemExit: such a signal came.
+    """
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    before = {}
+    for each in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            before[each] = signal.signal(each, leave)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
