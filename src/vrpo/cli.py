@@ -38,7 +38,10 @@ def train_command(  # noqa: PLR0917 (typer reads the options off the parameters)
     config: ConfigPath,
     set_: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder. Default: runs/<recipe>-<algorithm>-s<seed>.")
+        Path | None,
+        typer.Option(
+            help="Run folder. Default: runs/<recipe>-<algorithm>-s<seed>; with --resume, CONFIG if that is a run folder."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out from where it stopped.")
@@ -68,14 +71,15 @@ def train_command(  # noqa: PLR0917 (typer reads the options off the parameters)
     from vrpo.train.api import train
 
     _print_batch_plan(settings)
-    folder = out or Path("runs") / f"{_recipe_name(config)}-{settings.algorithm.type}-s{settings.train.seed}"
+    default = Path("runs") / f"{_recipe_name(config)}-{settings.algorithm.type}-s{settings.train.seed}"
+    folder = out or (config if resume and (config / "run.json").is_file() else default)
     summary = train(settings, out=folder, resume=resume, checkpoint=checkpoint, allow_changes=allow_changes)
     _print_accuracy(summary, by_others=settings.rewards.knows_clean)
     console.print(f"run folder: {folder}", markup=False)
 
 
 @app.command("eval")
-def eval_command(
+def eval_command(  # noqa: PLR0917 (typer reads the options off the parameters)
     target: Annotated[
         str,
         typer.Argument(
@@ -85,21 +89,35 @@ def eval_command(
     config: Annotated[Path | None, typer.Option(help="Task and rewards to evaluate a MODEL on.")] = None,
     set_: Overrides = None,
     checkpoint: Annotated[
-        int | None, typer.Option(metavar="STEP", help="Checkpoint of a RUN. Default: the newest.")
+        str | None,
+        typer.Option(metavar="STEP|best", help="Checkpoint of a RUN. Default: the newest."),
     ] = None,
     denoiser: Annotated[
         bool, typer.Option("--denoiser", help="Of a RUN the denoiser's model, sampled as a policy.")
     ] = False,
+    completions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", help="Also write every completion with its verdict, one a line."),
+    ] = None,
 ) -> None:
     """Clean accuracy of a checkpoint or model on held-out prompts."""
-    from vrpo.train.evaluation import open_target
+    from vrpo.train.evaluation import open_target, write_completions
 
+    if completions is not None and not completions.parent.is_dir():
+        raise ConfigError(f"--completions: there is no folder {str(completions.parent)!r}; make it first")
     opened = open_target(target, config_path=config, overrides=set_ or [], step=checkpoint, denoiser=denoiser)
     result = opened.evaluate()
-    table = Table("model", "prompts", "greedy", "sampled", "entropy", "missing")
-    accuracies = (f"{number:.3f}" for number in (result.greedy, result.sampled, result.entropy))
-    table.add_row(Text(target), str(result.prompts), *accuracies, str(result.missing))
+    several = result.samples > 1
+    best = [f"best of {result.samples}"] * several
+    table = Table("model", "step", "prompts", "judged", "greedy", "sampled", *best, "entropy", "missing")
+    accuracies = (result.greedy, result.sampled, *[result.best_sampled] * several, result.entropy)
+    step = "-" if opened.step is None else str(opened.step)
+    counts = (step, str(result.prompts), str(result.judged))
+    table.add_row(Text(target), *counts, *(f"{number:.3f}" for number in accuracies), str(result.missing))
     console.print(table)
+    if completions is not None:
+        write_completions(completions, result)
+        console.print(f"completions: {completions}", markup=False)
 
 
 @app.command("sft")
@@ -331,11 +349,11 @@ def _print_accuracy(summary: dict[str, Any], *, by_others: bool) -> None:
     """The accuracies; `by_others`: judged by something else than what the policy learned from."""
     accuracy = summary["clean_accuracy"]
     some_missing = any(e["missing"] for e in accuracy.values())
-    table = Table("held-out clean accuracy", "step", "greedy", "sampled", *["missing"] * some_missing)
+    table = Table("held-out clean accuracy", "step", "greedy", "sampled", *["prompts judged"] * some_missing)
     for name in ("first", "best", "final"):
         e = accuracy[name]
-        missing = [str(e["missing"])] * some_missing
-        table.add_row(name, str(e["step"]), f"{e['greedy']:.3f}", f"{e['sampled']:.3f}", *missing)
+        judged = [f"{e['judged']} of {e['prompts']}"] * some_missing
+        table.add_row(name, str(e["step"]), f"{e['greedy']:.3f}", f"{e['sampled']:.3f}", *judged)
     console.print(table)
     if not by_others:
         console.print(

@@ -264,7 +264,7 @@ Metrics = dict[str, float]
 class EvalResult:
     """Clean accuracy on held-out prompts.
 
-    Example: EvalResult(greedy=0.41, sampled=0.36, entropy=0.52, prompts=256, samples=1, missing=0)
+    Example: EvalResult(greedy=0.41, sampled=0.36, entropy=0.52, best_sampled=0.36, prompts=256, judged=256, samples=1, missing=0)
     """
 
     greedy: float
@@ -273,13 +273,19 @@ class EvalResult:
     """Mean clean reward of `samples` completions per prompt at `rollout.temperature`."""
     entropy: float
     """Of the policy at that temperature, nats a token: mean of -log pi over the tokens of the sampled completions."""
+    best_sampled: float
+    """Mean over prompts of the highest clean reward among the `samples`: pass@k of a 0/1 reward, k = `samples`."""
     prompts: int
+    judged: int
+    """Prompts whose greedy completion has a clean reward: those that `greedy` is the mean of."""
     samples: int
     missing: int
     """Completions whose clean reward was missing, the denoiser's among them; they are left out of every mean."""
     denoiser_greedy: float | None = None
     """As `greedy`, of the denoiser's model sampled as a policy; None without a denoiser, or if none of its completions has a clean reward."""
     completions: tuple[ScoredRollout, ...] = field(default=(), repr=False)
+    """The greedy ones."""
+    sampled_completions: tuple[ScoredRollout, ...] = field(default=(), repr=False)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

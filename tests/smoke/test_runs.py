@@ -18,6 +18,7 @@ from vrpo.config import Config, build, load
 from vrpo.config.presets import merge
 from vrpo.errors import CheckpointError, ConfigError, RewardError, VrpoError
 from vrpo.models.backbone import recomputes
+from vrpo.study.results import cell_numbers
 from vrpo.train import checkpoint, learning
 from vrpo.train.catalogue import explain_metric
 from vrpo.train.progress import Quiet
@@ -501,6 +502,77 @@ def test_eval_of_the_denoisers_model(capsys, tmp_path, recipe):
     assert cli(capsys, "train", str(recipe), "--set", "denoiser=null", "--out", without)[0] == 0
     status, _, error = cli(capsys, "eval", without, "--denoiser")
     assert status == 2 and "has no denoiser" in error
+
+
+def test_eval_of_a_checkpoint_by_name_with_its_completions(capsys, tmp_path, recipe):
+    out, file = tmp_path / "run", tmp_path / "completions.jsonl"
+    steps = ("--set", "train.steps=4", "--set", "train.eval_every=2", "--set", "train.checkpoint_every=2")
+    assert cli(capsys, "train", str(recipe), "--out", str(out), *steps)[0] == 0
+    kept = [json.loads(line) for line in (out / "evaluations.jsonl").read_text().splitlines()]
+    for record, accuracy in zip(kept, (0.9, 0.8, 0.1), strict=True):  # step 0 has no checkpoint
+        record["clean_greedy"] = accuracy
+    (out / "evaluations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in kept))
+    more = ("--set", "train.eval_samples=3", "--completions", str(file))
+    status, best, _ = cli(capsys, "eval", str(out), "--checkpoint", "best", *more)
+    assert status == 0 and "best of 3" in best and f"completions: {file}" in best
+    written = [json.loads(line) for line in file.read_text().splitlines()]
+    prompts = kept[0]["prompts"]
+    assert [line["greedy"] for line in written] == [True] * prompts + [False] * 3 * prompts
+    right: dict[str, float] = {}
+    for line in written[prompts:]:
+        right[line["prompt_id"]] = max(right.get(line["prompt_id"], 0.0), line["clean_reward"])
+    means = [
+        sum(line["clean_reward"] for line in written[:prompts]) / prompts,
+        sum(line["clean_reward"] for line in written[prompts:]) / (3 * prompts),
+        sum(right.values()) / prompts,
+    ]
+    numbers = re.findall(r"[01]\.\d{3}", best)
+    assert numbers[:3] == [f"{mean:.3f}" for mean in means]
+    of_step_2 = cli(capsys, "eval", str(out), "--checkpoint", "2")[1]
+    assert re.findall(r"[01]\.\d{3}", of_step_2)[0] == numbers[0] and "best of" not in of_step_2
+    for wrong, part in (("3", "there are 2, 4, and 'best'"), ("last", "no checkpoint of step last")):
+        status, _, error = cli(capsys, "eval", str(out), "--checkpoint", wrong)
+        assert status == 2 and part in error
+    status, _, error = cli(capsys, "eval", str(out), "--completions", str(tmp_path / "no" / "a.jsonl"))
+    assert status == 2 and "there is no folder" in error
+
+
+def test_resuming_a_run_folder_goes_on_in_it(capsys, tmp_path, recipe, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "run"
+    assert cli(capsys, "train", str(recipe), "--out", str(out))[0] == 0
+    done = len(lines(out))
+    status, text, _ = cli(capsys, "train", str(out), "--resume", "--set", f"train.steps={done + 1}")
+    assert status == 0 and f"run folder: {out}" in text and len(lines(out)) == done + 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_accuracy_of_few_judged_prompts_says_so(capsys, tmp_path, recipe):
+    """Gold on a part of the held-out rows: in the lines of a run, in its table and record, in `eval`, in a study."""
+    data, out = tmp_path / "rows.jsonl", tmp_path / "run"
+    data.write_text("".join(json.dumps(row | {"gold": None}) + "\n" for row in rows()))
+    held = tmp_path / "held.jsonl"
+    held.write_text(
+        "".join(
+            json.dumps(r | {"gold": r["answer"] if n < 3 else None}) + "\n" for n, r in enumerate(rows()[:8])
+        )
+    )
+    settings = {
+        "task": f"{{type: rows, data: {data}, eval_data: {held}}}",
+        "rewards.functions": "[{type: exact}]",
+        "rewards.gold": "[{type: exact, column: gold}]",
+    }
+    overrides = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    status, text, error = cli(capsys, "train", str(recipe), "--out", str(out), *overrides)
+    assert status == 0, error
+    assert "(3 of 8 prompts judged)" in text and "3 of 8" in text.split("held-out clean accuracy")[-1]
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["clean_accuracy"]["final"]["judged"], summary["clean_accuracy"]["final"]["prompts"]) == (
+        3,
+        8,
+    )
+    assert cell_numbers(out)["judged"] == 3.0
+    assert cell_numbers(tmp_path / "run")["final_greedy"] == summary["clean_accuracy"]["final"]["greedy"]
 
 
 def test_the_commands(capsys, tmp_path, recipe):

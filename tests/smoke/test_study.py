@@ -558,6 +558,13 @@ def test_the_first_method_is_compared_with_each_other_by_seed():
     assert apart.apart and apart.improvement.value == 1.0
 
 
+@pytest.mark.parametrize(("seeds", "apart"), [(3, None), (4, True)])
+def test_too_few_seeds_are_never_apart(seeds, apart):
+    rows = [row_of("VRPO", [0.9] * seeds), row_of("PPO", [0.1] * seeds)]
+    assert {c.apart for c in compare(rows)} == {apart}
+    assert comparison_table(rows).rows[0][-1] == {None: "few seeds", True: "yes"}[apart]
+
+
 def test_area_under_the_curve_weighs_evaluations_by_their_distance():
     points = [
         {"step": 0, "clean_greedy": 0.0},

@@ -369,6 +369,49 @@ def test_long_answers_are_not_promised_a_filter():
     assert sum("nothing better is known here" in line for line in lines) == 1
 
 
+def test_gold_on_few_prompts_is_compared_with_the_rewards_of_these_prompts():
+    """Judged prompts are alive by both; that most others have equal rewards says nothing about noise, and the other way round."""
+
+    def judged(alive_by_reward, alive_by_gold, gold):
+        return [
+            Judged(
+                prompt_id=f"p{n} {alive_by_reward} {alive_by_gold}",
+                completion="answer",
+                length=9,
+                rewards=(float(k % 2) if alive_by_reward else 1.0,),
+                gold=(float(k % 2) if alive_by_gold else 1.0) if gold else None,
+            )
+            for n in range(20)
+            for k in range(4)
+        ]
+
+    told = "noise makes dead groups look alive"
+    honest = [*judged(False, False, True), *judged(True, None, False), *judged(True, True, True)]
+    found = diagnose(honest)
+    assert (found.mixed, found.different) == (0.5, 0.5) and found.ties == pytest.approx(1 / 3)
+    assert not any(told in line for line in advise(found))
+    noisy = [*judged(True, False, True), *judged(False, None, False), *judged(True, True, True)]
+    assert any(
+        f"{told}: 100% of the prompts have different rewards, 50%" in line for line in advise(diagnose(noisy))
+    )
+
+
+def test_more_generations_are_advised_only_where_they_would_help():
+    def tied(group, rewards):
+        return [
+            Judged(prompt_id=f"p{n}", completion="answer", length=9, rewards=(rewards[n % len(rewards)],))
+            for n in range(20)
+            for _ in range(group)
+        ]
+
+    def line(rows):
+        return next(line for line in advise(diagnose(rows)) if "group methods learn nothing" in line)
+
+    assert "use more generations (with 4 most prompts" in line(tied(2, [0.0, 1.0]))
+    assert "too easy or too hard" in line(tied(8, [0.0, 1.0])) and "more gen" not in line(tied(8, [0.0, 1.0]))
+    assert line(tied(8, [0.0, 2.5])).endswith("use more generations, other prompts, or a critic")
+
+
 def test_errors_that_stay_are_told():
     def twice(row, draw):
         return row | {"rewards": row["rewards"] * 2}

@@ -106,9 +106,9 @@ def test_clean_values_order_and_rollouts_are_untouched(noise):
 
 @pytest.mark.parametrize("noise", EVERY, ids=lambda n: n.type)
 def test_missing_stays_missing(noise):
-    rollouts = [make_rollout("1", prompt_index=i, answer=None if i % 3 else "1") for i in range(30)]
+    rollouts = [make_rollout("1", prompt_index=i, answer="" if i % 3 else "1") for i in range(30)]
     broken = (
-        SourceNoise(column="answer", rates={**SOURCE.rates, "None": FlipNoise()})
+        SourceNoise(column="answer", rates={**SOURCE.rates, "": FlipNoise()})
         if noise is SOURCE
         else noise
     )

@@ -1,5 +1,6 @@
 """The Task class, generated arithmetic, and encoding."""
 
+import copy
 import json
 from collections import Counter
 from itertools import islice
@@ -264,12 +265,47 @@ def test_chat_encoding(prompt, chat, system, expected):
         ([{"role": "user", "content": "a"}], CHAT_TOKENIZER, {"chat": False}, "chat=False"),
         ("hi", CHAT_TOKENIZER, {"chat": False, "system_prompt": "s"}, "system_prompt needs a chat"),
         ([{"role": "robot", "content": "a"}], CHAT_TOKENIZER, {"chat": None}, "robot"),
+        ("hi", TOKENIZER, {"chat": None, "chat_template_kwargs": {"a": 1}}, "kwargs needs a chat"),
+        (
+            "hi",
+            CHAT_TOKENIZER,
+            {"chat": None, "chat_template_kwargs": {"enable_thinking": False}},
+            "'enable_thinking', which this model's chat template does not read",
+        ),
+        (
+            "hi",
+            CHAT_TOKENIZER,
+            {"chat": None, "chat_template_kwargs": {"add_generation_prompt": False}},
+            "'add_generation_prompt', which is set already",
+        ),
     ],
 )
 def test_what_cannot_be_encoded_is_one_line(prompt, tokenizer, options, message):
     with pytest.raises(DataError, match=message) as caught:
         encode(prompt, tokenizer, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_chat_template_is_told_what_the_user_says():
+    tokenizer = copy.deepcopy(CHAT_TOKENIZER)
+    tokenizer.chat_template += "{% if enable_thinking is false %}<no>{% endif %}"
+    told = {"chat_template_kwargs": {"enable_thinking": False}}
+    assert text_of(tokenizer, encode("hi", tokenizer, chat=None, **told)) == "<user>hi\n<assistant><no>"
+    prompts = [
+        next(build_task(ArithmeticTask(chat=True, **told), tokenizer).train_prompts()),
+        next(task_from_rows([{"prompt": "a"}], [{"prompt": "b"}], tokenizer, **told).train_prompts()),
+    ]
+    assert all(text_of(tokenizer, p.token_ids).endswith("<assistant><no>") for p in prompts)
+
+
+def test_prompts_with_text_that_the_tokenizer_does_not_know_are_counted():
+    rows = [{"prompt": "a\N{BULLET}b"}, {"prompt": "abd"}]
+    note = "1 prompts with text that the tokenizer does not know (<unk>)"
+    assert note in task_from_rows(rows, [{"prompt": "x"}], TOKENIZER).describe()
+    assert "does not know" not in task_from_rows(rows[1:], [{"prompt": "x"}], TOKENIZER).describe()
+    ends = copy.deepcopy(TOKENIZER)
+    ends.unk_token = ends.eos_token
+    assert "does not know" not in task_from_rows(rows, [{"prompt": "x"}], ends).describe()
 
 
 def test_encoding_leaves_messages_alone():

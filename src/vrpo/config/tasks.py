@@ -1,6 +1,6 @@
 """`task:` where prompts come from, and what is held out for evaluation."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -30,6 +30,8 @@ class ArithmeticTask(Strict):
     """Write `12 + 34` instead of `12+34`: what models trained on text have seen more of."""
     chat: bool = False
     """Wrap the prompt as one user message with the model's chat template."""
+    chat_template_kwargs: dict[str, Any] = Field({})
+    """What the chat template is told besides the messages, such as {enable_thinking: false} for Qwen 3."""
     size: int = Field(1_000_000, ge=1)
     """Number of distinct training rows the stream cycles through; small values mean prompts are revisited."""
     holdout: float = Field(0.1, gt=0.0, lt=1.0)
@@ -67,6 +69,8 @@ class DataTask(Strict):
     """First message of a chat prompt."""
     chat: bool | None = None
     """Use the model's chat template. null: yes when the tokenizer has one."""
+    chat_template_kwargs: dict[str, Any] = Field({})
+    """What the chat template is told besides the messages, such as {enable_thinking: false} for Qwen 3."""
     max_prompt_tokens: int | None = Field(None, ge=1)
     """Rows with longer prompts are dropped and counted. null: a prompt too long for the context is an error."""
 

@@ -1,7 +1,7 @@
 """The built-in reward functions, and how to read an answer out of a completion for majority votes.
 
-Each has TRL's signature. For a sample that cannot be judged it returns the exception, which the pipeline
-turns into a missing reward with an error line.
+Each has TRL's signature. For a row whose answer is null it returns None, no verdict; for a sample that cannot be judged
+the exception, which the pipeline turns into a missing reward with an error line.
 """
 
 import logging
@@ -30,7 +30,7 @@ MATH_SECONDS = 5
 DEFAULT_CHOICES = 8
 """Letters that count where a row has no column `choices`: A to H, so that the word I is no answer."""
 
-Judged = float | Exception
+Judged = float | Exception | None
 
 
 def text_of(completion: Any) -> str:
@@ -45,6 +45,9 @@ def _one_by_one(
         verdicts: list[Judged] = []
         for row, completion in enumerate(completions):
             others = {name: values[row] for name, values in columns.items()}
+            if _is_null(others[column]):  # the row's verdict is not known
+                verdicts.append(None)
+                continue
             try:
                 verdicts.append(judge(text_of(completion), others[column], others))
             # One sample that cannot be judged must not cost the others their verdict.
@@ -72,10 +75,15 @@ def extract_exact(completion: str, *, prefix: bool) -> str:
     return words[0] if prefix and words else completion.strip()
 
 
+def _is_null(answer: Any) -> bool:
+    """Null, also as a column of numbers with a gap has it."""
+    return answer is None or (isinstance(answer, float) and math.isnan(answer))
+
+
 def _reference(answer: Any, column: str) -> str:
-    if isinstance(answer, float):
-        answer = None if math.isnan(answer) else int(answer) if answer.is_integer() else answer
-    if answer is None or not str(answer).strip():
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)
+    if not str(answer).strip():
         raise ValueError(f"column {column!r} is empty")
     return str(answer).strip()
 

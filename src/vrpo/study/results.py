@@ -12,6 +12,7 @@ import numpy as np
 from vrpo.study import sharpness
 from vrpo.study.config import Cell
 from vrpo.study.statistics import (
+    FEWEST_FOR_TRIMMING,
     Estimate,
     interquartile_mean,
     paired_difference,
@@ -54,8 +55,8 @@ class Comparison:
     """Paired by seed, over the seeds both have."""
     improvement: Estimate
     """Probability that a run of `method` ends above a run of `other`."""
-    apart: bool
-    """Whether the two methods' own intervals do not touch."""
+    apart: bool | None
+    """Whether the two methods' own intervals do not touch; None with too few seeds to say."""
 
 
 def cell_numbers(folder: Path) -> Numbers:
@@ -67,6 +68,7 @@ def cell_numbers(folder: Path) -> Numbers:
         "final_greedy": accuracy["final"]["greedy"],
         "final_sampled": accuracy["final"]["sampled"],
         "best_greedy": accuracy["best"]["greedy"],
+        "judged": _where_some_are_not(accuracy["final"]),
         "final_denoiser": accuracy["final"].get("denoiser_greedy"),  # an earlier version did not ask
         "area": area_under_curve(RunFolder(folder).read_evaluations()),
         # nor did it write these
@@ -87,6 +89,12 @@ def cell_numbers(folder: Path) -> Numbers:
             )
         },
     }
+
+
+def _where_some_are_not(evaluation: Mapping[str, Any]) -> float | None:
+    """Prompts that an accuracy is the mean of; None where it is of all."""
+    judged = evaluation.get("judged")  # an earlier version did not count them
+    return None if judged is None or judged == evaluation["prompts"] else float(judged)
 
 
 def area_under_curve(evaluations: Sequence[Mapping[str, Any]]) -> float:
@@ -155,7 +163,7 @@ def _comparison(first: Row, other: Row, by: str, pairs: Sequence[tuple[float, fl
         by=by,
         difference=paired_difference(left, right),
         improvement=probability_of_improvement(left, right),
-        apart=mine.apart_from(its),
+        apart=mine.apart_from(its) if len(pairs) >= FEWEST_FOR_TRIMMING else None,
     )
 
 

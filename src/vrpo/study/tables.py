@@ -8,12 +8,13 @@ from rich.text import Text
 
 from vrpo.study.results import Row, compare, first_method
 from vrpo.study.sharpness import EQUAL, SAMPLES, names_at
-from vrpo.study.statistics import Estimate
+from vrpo.study.statistics import FEWEST_FOR_TRIMMING, Estimate
 
 COLUMNS = {
     "before": "first_greedy",
     "final": "final_greedy",
     "sampled": "final_sampled",
+    "judged": "judged",
     "best": "best_greedy",
     "area": "area",
     "seen": "seen_reward",
@@ -32,14 +33,15 @@ COLUMNS = {
 }
 """Table heading -> number of a cell."""
 
-ON_A_TERMINAL = ("before", "final", "sampled", "seen", "clean", "length", "entropy", "denoised")
+ON_A_TERMINAL = ("before", "final", "sampled", "judged", "seen", "clean", "length", "entropy", "denoised")
 """Headings that fit beside a name in 100 columns; the page shows all. Sampled accuracy is not read without the entropy: a
 sharper policy has more of it without knowing more."""
 
 WITH_INTERVAL = ("final_greedy", "final_sampled", "best_greedy", "area", "final_denoiser")
 CAPTION = (
     "Interquartile mean over seeds, under accuracies its 95 % bootstrap interval. before, final, best: held-out clean accuracy, "
-    "greedy; sampled: the final one at the training temperature; area: mean of the greedy one over the steps. seen, clean: mean "
+    "greedy; sampled: the final one at the training temperature; judged: "
+    "held-out prompts that final is the mean of, where some have no clean verdict; area: mean of the greedy one over the steps. seen, clean: mean "
     "reward of the last training samples with and without noise. length: tokens a response; entropy: nats a token, of those "
     "samples. KL: nats a response from the initial model, where it is computed. EV: explained variance of the critic "
     "before its update; of its values at the end of a response, against clean outcomes: calibration error, AUC, and, by V, the share "
@@ -89,13 +91,14 @@ def comparison_table(rows: Sequence[Row]) -> Plain:
             c.by,
             interval(c.difference, signed=True),
             interval(c.improvement),
-            "yes" if c.apart else "no",
+            {True: "yes", False: "no", None: "few seeds"}[c.apart],
         )
         for c in compare(rows)
     )
     caption = (
         f"difference: final clean accuracy of {first} minus the other's, paired by seed. better: probability that a run of "
-        f"{first} ends higher. apart: whether the two 95 % intervals of the table above do not touch."
+        f"{first} ends higher. apart: whether the two 95 % intervals of the table above do not touch; with "
+        f"fewer than {FEWEST_FOR_TRIMMING} seeds intervals say little."
     )
     return Plain(
         f"{first} against", caption, ("noise", "other", "accuracy", "difference", "better", "apart"), lines
@@ -162,7 +165,7 @@ def _cell(row: Row, name: str) -> str:
         return "-"
     value = (
         f"{estimate.value:.2f}"
-        if name in ("mean_length", "seconds_per_step", "kl")
+        if name in ("judged", "mean_length", "seconds_per_step", "kl")
         else f"{estimate.value:.3f}"
     )
     return _two_lines(estimate) if name in WITH_INTERVAL else value

@@ -7,7 +7,7 @@ encode.py               prompt text -> token ids
 task.py                 the endless training stream and the fixed evaluation set
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vrpo.config.tasks import ArithmeticTask, ChoiceTask, DataTask, MathTask, RowsTask, TaskConfig
@@ -58,6 +58,7 @@ def build_task(config: TaskConfig, tokenizer: Any) -> Task:
         shape=shape,
         chat=config.chat,
         system_prompt=config.system_prompt,
+        chat_template_kwargs=config.chat_template_kwargs,
         max_prompt_tokens=config.max_prompt_tokens,
     )
 
@@ -70,6 +71,7 @@ def task_from_rows(
     holdout: float = 0.1,
     chat: bool | None = None,
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     max_prompt_tokens: int | None = None,
 ) -> Task:
     """A task from rows in memory: a list of dicts or a `datasets.Dataset`, with a column `prompt`.
@@ -81,6 +83,7 @@ def task_from_rows(
         holdout: that share, chosen by a hash of the prompt.
         chat: use the chat template for text prompts; None decides by whether there is one.
         system_prompt: first message of a chat prompt.
+        chat_template_kwargs: variables of the chat template, such as {"enable_thinking": False}.
         max_prompt_tokens: rows with longer prompts are dropped and counted.
     """
     train = name_rows(train_rows, columns={}, required=rows.REQUIRED, source="train rows")
@@ -96,6 +99,7 @@ def task_from_rows(
         shape=rows.rows_prompt,
         chat=chat,
         system_prompt=system_prompt,
+        chat_template_kwargs=chat_template_kwargs,
         max_prompt_tokens=max_prompt_tokens,
     )
 
@@ -132,12 +136,19 @@ def _assemble(
     shape: Shape,
     chat: bool | None,
     system_prompt: str | None,
+    chat_template_kwargs: Mapping[str, Any] | None,
     max_prompt_tokens: int | None,
 ) -> Task:
     def make(row: Row, split: str) -> Prompt:
         prompt, columns = shape(row)
         try:
-            token_ids = encode(prompt, tokenizer, chat=chat, system_prompt=system_prompt)
+            token_ids = encode(
+                prompt,
+                tokenizer,
+                chat=chat,
+                system_prompt=system_prompt,
+                chat_template_kwargs=chat_template_kwargs,
+            )
         except DataError as error:
             raise DataError(f"{row.label}: {error}") from error
         return Prompt(prompt_id=f"{split}/{row.row_id}", prompt=prompt, token_ids=token_ids, columns=columns)
@@ -159,4 +170,14 @@ def _assemble(
     trained = {prompt.token_ids.tobytes() for prompt in kept[0]}
     if known := sum(prompt.token_ids.tobytes() in trained for prompt in kept[1]):
         note += f", {known:,} of the held-out prompts also in the training rows"
+    if strange := _with_unknown_text([*kept[0], *kept[1]], tokenizer):
+        note += f", {strange:,} prompts with text that the tokenizer does not know ({tokenizer.unk_token})"
     return Task(name, kept[0], kept[1], note=note)
+
+
+def _with_unknown_text(prompts: Sequence[Prompt], tokenizer: Any) -> int:
+    """Prompts that hold the unknown token, unless it has another task too, as GPT-2's has."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown in (None, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
+        return 0
+    return sum(bool((prompt.token_ids == unknown).any()) for prompt in prompts)

@@ -164,7 +164,7 @@ def make_prompt(problem: Problem, split: str, config: ArithmeticTask, tokenizer:
     return Prompt(
         prompt_id=f"{split}/{problem.text}",
         prompt=text,
-        token_ids=encode(text, tokenizer, chat=config.chat),
+        token_ids=encode(text, tokenizer, chat=config.chat, chat_template_kwargs=config.chat_template_kwargs),
         columns={
             "answer": problem.answer,
             "work": problem.work,

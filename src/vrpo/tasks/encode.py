@@ -1,6 +1,6 @@
 """What the user wrote -> the token ids that the model reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ def encode(
     *,
     chat: bool | None,
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
     """Token ids [P] int64 of one prompt, special tokens and the opening of the answer's turn included.
 
@@ -27,6 +28,7 @@ def encode(
         tokenizer: a Hugging Face tokenizer.
         chat: use the chat template; None decides by whether there is one.
         system_prompt: first message of a chat prompt.
+        chat_template_kwargs: variables of the chat template, such as {"enable_thinking": False}.
 
     Raises:
         DataError: an empty prompt, or a combination that cannot be encoded.
@@ -37,10 +39,11 @@ def encode(
     for text in (*texts, system_prompt or ""):
         _check_unicode(text)
     if isinstance(prompt, str) and not (tokenizer.chat_template is not None if chat is None else chat):
-        if system_prompt is not None:
-            raise DataError(
-                "system_prompt needs a chat prompt, but chat is off; set task.chat to true or remove system_prompt"
-            )
+        for name, given in (("system_prompt", system_prompt), ("chat_template_kwargs", chat_template_kwargs)):
+            if given:
+                raise DataError(
+                    f"{name} needs a chat prompt, but chat is off; set chat to true (task.chat in a file) or remove {name}"
+                )
         ids = tokenizer(prompt, verbose=False)["input_ids"]
         if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
             raise DataError(
@@ -62,7 +65,7 @@ def encode(
         )
         if system_prompt is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": system_prompt})
-        ids = _apply_template(messages, tokenizer)
+        ids = _apply_template(messages, tokenizer, chat_template_kwargs or {})
     if not len(ids):
         raise DataError(f"the prompt {prompt!r:.60} has no tokens; write something the tokenizer knows")
     return np.asarray(ids, dtype=np.int64)
@@ -78,11 +81,19 @@ def _check_unicode(text: str) -> None:
         ) from error
 
 
-def _apply_template(messages: list[dict[str, Any]], tokenizer: Any) -> list[int]:
+def _apply_template(
+    messages: list[dict[str, Any]], tokenizer: Any, variables: Mapping[str, Any]
+) -> list[int]:
+    ours = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+    for name in variables:  # a template ignores what it does not know
+        if name in ours or name not in str(tokenizer.chat_template):
+            raise DataError(
+                f"chat_template_kwargs holds {name!r}, which "
+                + ("is set already" if name in ours else "this model's chat template does not read")
+                + "; remove it, or correct its name"
+            )
     try:
-        return tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        return tokenizer.apply_chat_template(messages, **ours, **variables)
     # A template is a program: it refuses a conversation with jinja2's TemplateError, and may fail in any other way.
     except Exception as error:
         roles = [message["role"] for message in messages]

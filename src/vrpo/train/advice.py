@@ -224,14 +224,24 @@ def _generations(found: Diagnosis) -> list[str]:
     if found.ties > MANY_TIES and found.spread > 0.0:
         return [
             f"{found.ties:.0%} of the prompts give all {found.group} completions the same reward: group methods learn nothing from them; "
-            f"use more generations (with {_enough(found.mean)} most prompts of average difficulty are mixed), other prompts, or a critic"
+            + _more_generations(found)
         ]
-    if found.mixed is not None and found.mixed < 1.0 - found.ties - 0.1:
+    if found.mixed is not None and found.different is not None and found.mixed < found.different - 0.1:
         return [
-            f"noise makes dead groups look alive: {1 - found.ties:.0%} of the prompts have different rewards, {found.mixed:.0%} "
+            f"noise makes dead groups look alive: {found.different:.0%} of the prompts have different rewards, {found.mixed:.0%} "
             "different gold verdicts"
         ]
     return []
+
+
+def _more_generations(found: Diagnosis) -> str:
+    """What to do about groups with equal rewards; more generations only where they would help."""
+    if not found.binary:
+        return "use more generations, other prompts, or a critic"
+    enough = _enough(found.mean)
+    if enough <= found.group:
+        return "most are too easy or too hard for the model: use other prompts, or a critic"
+    return f"use more generations (with {enough} most prompts of average difficulty are mixed), other prompts, or a critic"
 
 
 def _enough(rate: float) -> int:

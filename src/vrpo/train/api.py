@@ -1,6 +1,6 @@
 """The Python interface: `vrpo.train` for a configuration, `vrpo.Trainer` for your own objects."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -82,6 +82,7 @@ class Trainer:
             the metrics of noise go by their sum, and nothing learns from them. None: by `reward_funcs`.
         chat: put text prompts through the tokenizer's chat template; None: where it has one. False for a base model that has one.
         system_prompt: first message of prompts that go through the chat template.
+        chat_template_kwargs: what the template is told besides, such as {"enable_thinking": False} for Qwen 3.
         max_prompt_tokens: rows with longer prompts are dropped and counted; None keeps all.
         output_dir: the run folder.
 
@@ -103,6 +104,7 @@ class Trainer:
         gold_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
         chat: bool | None = None,
         system_prompt: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         max_prompt_tokens: int | None = None,
         output_dir: str | Path = "runs/vrpo",
     ) -> None:
@@ -139,6 +141,7 @@ class Trainer:
                 holdout=holdout,
                 chat=chat,
                 system_prompt=system_prompt,
+                chat_template_kwargs=chat_template_kwargs,
                 max_prompt_tokens=max_prompt_tokens,
             ),
             functions=[

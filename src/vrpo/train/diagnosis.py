@@ -91,7 +91,9 @@ class Diagnosis:
     no_gold: str | None
     """Why clean rewards do not count as gold, where they do not."""
     mixed: float | None
-    """Share of prompts with both right and wrong completions by gold."""
+    """Share of prompts with both right and wrong completions by gold, of those with a gold verdict on each."""
+    different: float | None
+    """Share of the same prompts whose completions do not all get the same reward."""
     group: int
     """Completions a prompt, the most common number."""
 
@@ -163,8 +165,8 @@ def diagnose(judged: Sequence[Judged]) -> Diagnosis:
     gold, no_gold = _gold(known)
     up, down, informativeness = error_rates(rewards, gold) if binary else (None, None, None)
     auc, of_siblings = (None, False) if binary else ranking(rewards, gold, groups)
-    with_gold = {k: gold[rows] for k, rows in groups.items() if not np.isnan(gold[rows]).any()}
     several = [rows for rows in groups.values() if len(rows) > 1]
+    with_gold = [rows for rows in several if not np.isnan(gold[rows]).any()]
     rows, cells, equally_right = comparable([j.prompt_id for j in known], gold)
     lengths = np.array([known[row].length for row in rows], dtype=np.float64)
     short = are_short([j.completion for j in known])
@@ -182,7 +184,7 @@ def diagnose(judged: Sequence[Judged]) -> Diagnosis:
         keywords=keywords([known[row].completion for row in rows], rewards[rows], cells, characters=short),
         equally_right=equally_right,
         short=short,
-        ties=float(np.mean([np.ptp(rewards[rows]) == 0 for rows in several])) if several else 0.0,
+        ties=0.0 if not several else 1.0 - _differing(rewards, several),
         false_positive=up,
         false_negative=down,
         informativeness=informativeness,
@@ -191,9 +193,15 @@ def diagnose(judged: Sequence[Judged]) -> Diagnosis:
         mean_if=None if auc is None else (float(rewards[gold == 0].mean()), float(rewards[gold == 1].mean())),
         gold_mean=None if np.isnan(gold).all() else float(np.nanmean(gold)),
         no_gold=no_gold,
-        mixed=float(np.mean([np.ptp(values) > 0 for values in with_gold.values()])) if with_gold else None,
+        mixed=_differing(gold, with_gold) if with_gold else None,
+        different=_differing(rewards, with_gold) if with_gold else None,
         group=Counter(map(len, groups.values())).most_common(1)[0][0],
     )
+
+
+def _differing(values: np.ndarray, groups: Sequence[Sequence[int]]) -> float:
+    """Share of the groups whose values are not all equal."""
+    return float(np.mean([np.ptp(values[rows]) > 0 for rows in groups]))
 
 
 def _gold(known: Sequence[Judged]) -> tuple[np.ndarray, str | None]:

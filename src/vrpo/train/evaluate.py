@@ -58,11 +58,24 @@ def evaluate(
         sampled=_accuracy(sampled, step, rewards.judged_by),
         entropy=_entropy(sampled),
         prompts=len(prompts),
+        judged=sum(s.clean_reward is not None for s in greedy),
         samples=samples,
         missing=sum(s.clean_reward is None for s in (*greedy, *sampled, *believed)),
         denoiser_greedy=_mean_reward(believed),  # only looked at: where it has none, the run goes on
+        best_sampled=_best_of(sampled),
         completions=tuple(greedy),
+        sampled_completions=tuple(sampled),
     )
+
+
+def _best_of(scored: Sequence[ScoredRollout]) -> float:
+    """Mean over prompts of the highest clean reward; some are known."""
+    best: dict[str, float] = {}
+    for s in scored:
+        if s.clean_reward is not None:
+            name = s.rollout.prompt.prompt_id
+            best[name] = max(best.get(name, s.clean_reward), s.clean_reward)
+    return sum(best.values()) / len(best)
 
 
 def _entropy(scored: Sequence[ScoredRollout]) -> float:

@@ -1,5 +1,6 @@
 """`vrpo eval`: a run's checkpoint or any model, on a task's held-out prompts with the clean reward."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,10 @@ from vrpo.tasks import Task, build_task
 from vrpo.train import checkpoint
 from vrpo.train.denoising import MODEL
 from vrpo.train.evaluate import evaluate
+from vrpo.train.files import finite, replace_file
 from vrpo.train.fit import check_fit
+from vrpo.train.folder import RunFolder, readable_line
+from vrpo.train.summary import accuracy_on_schedule
 from vrpo.types import EvalResult
 
 
@@ -28,7 +32,8 @@ class Target:
     task: Task
     rewards: RewardPipeline
     config: Config
-    step: int
+    step: int | None
+    """Of the checkpoint; None for a model that is no run's."""
 
     def evaluate(self, *, temperature: float | None = None, samples: int | None = None) -> EvalResult:
         """Clean accuracy.
@@ -45,7 +50,7 @@ class Target:
             self.rewards,
             self.task.eval_prompts(train.eval_prompts),
             samples=train.eval_samples if samples is None else samples,
-            step=self.step,
+            step=self.step or 0,
             policy_version=0,
         )
 
@@ -55,7 +60,7 @@ def open_target(
     *,
     config_path: Path | None = None,
     overrides: Sequence[str] = (),
-    step: int | None = None,
+    step: int | str | None = None,
     denoiser: bool = False,
 ) -> Target:
     """A run folder's checkpoint, or a model folder or hub name, ready to be evaluated.
@@ -64,7 +69,7 @@ def open_target(
         target: a run folder (has config.yaml and checkpoints/), or a model.
         config_path: task, rewards and rollout settings; needed for a model, replaces a run's own.
         overrides: `"a.b=value"` settings on top.
-        step: checkpoint of a run; None is the newest.
+        step: checkpoint of a run, or "best", the one of highest clean accuracy in the run's own evaluations; None is the newest.
         denoiser: the model of a run's denoiser instead of its policy.
 
     Raises:
@@ -89,26 +94,43 @@ def open_target(
         raise ConfigError(
             "the configuration names no model, task or reward function (a run started from Python?); give --config CONFIG"
         )
-    path = str(_model_in(_checkpoint_of(folder, step), denoiser=denoiser)) if is_run else target
+    found = _step_of(folder, step, config) if is_run else None
+    path = target if found is None else str(_model_in(_checkpoint_of(folder, found), denoiser=denoiser))
     settings = config.model.model_copy(update={"path": path})
     tokenizer, policy = load_tokenizer(settings), load_policy(settings)
     task = build_task(config.task, tokenizer)
     rewards = build_rewards(config.rewards.model_copy(update={"noise": ()}), seed=config.train.seed)
     check_fit(task, policy, rewards, max_completion_length=config.rollout.max_completion_length)
-    return Target(
-        policy=policy, tokenizer=tokenizer, task=task, rewards=rewards, config=config, step=step or 0
-    )
+    return Target(policy=policy, tokenizer=tokenizer, task=task, rewards=rewards, config=config, step=found)
 
 
-def _checkpoint_of(folder: Path, step: int | None) -> Path:
+def _step_of(folder: Path, step: int | str | None, config: Config) -> int:
+    """The step of the checkpoint that is asked for."""
     available = checkpoint.steps_in(folder / "checkpoints")
     if not available:
         raise CheckpointError(f"{folder} has no complete checkpoint yet; train further first")
-    if step is not None and step not in available:
+    if step is None:
+        return available[-1]
+    if step == "best":
+        best = checkpoint.best_of(available, accuracy_on_schedule(RunFolder(folder), config.train))
+        if best is None:
+            raise CheckpointError(
+                f"{folder} has evaluated none of its checkpoints ({_listed(available)}); name one, or train with train.eval_every"
+            )
+        return best
+    if not str(step).isdecimal() or int(step) not in available:
         raise CheckpointError(
-            f"{folder} has no checkpoint of step {step}; there are {', '.join(map(str, available))}"
+            f"{folder} has no checkpoint of step {step}; there are {_listed(available)}, and 'best'"
         )
-    path = folder / "checkpoints" / f"step-{step if step is not None else available[-1]}"
+    return int(step)
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps))
+
+
+def _checkpoint_of(folder: Path, step: int) -> Path:
+    path = folder / "checkpoints" / f"step-{step}"
     checkpoint.verify(path)
     return path
 
@@ -119,3 +141,18 @@ def _model_in(path: Path, *, denoiser: bool) -> Path:
     if not model.is_dir():
         raise CheckpointError(f"{path} has no denoiser, the run trained without one; leave out --denoiser")
     return model
+
+
+def write_completions(path: Path, result: EvalResult) -> None:
+    """Every completion with its verdict, greedy ones first, as lines of JSON: `prompt_id`, `prompt`, `completion`, `greedy`, `stop`,
+    `tokens`, `parts`, `clean_reward`, `errors`.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    lines = [
+        json.dumps(finite({"greedy": greedy, **readable_line(scored)}), ensure_ascii=False) + "\n"
+        for greedy, some in ((True, result.completions), (False, result.sampled_completions))
+        for scored in some
+    ]
+    replace_file(path, "".join(lines))

@@ -177,6 +177,7 @@ class RunFolder:
             "clean_sampled": result.sampled,
             "sampled_entropy": result.entropy,
             "prompts": result.prompts,
+            "judged": result.judged,
             "samples": result.samples,
             "missing": result.missing,
         }
@@ -271,20 +272,28 @@ def readable(scored: Sequence[ScoredRollout]) -> list[dict[str, Any]]:
     return [
         {
             "sample_id": s.rollout.sample_id,
-            "prompt_id": s.rollout.prompt.prompt_id,
-            "prompt": _written(s.rollout.prompt.prompt),
-            "completion": s.rollout.completion,
-            "stop": s.rollout.stop,
-            "tokens": s.rollout.num_actions,
-            "parts": dict(s.parts),
-            "clean_reward": s.clean_reward,
+            **readable_line(s),
             "reward": s.reward,
-            "errors": list(s.errors),
             **({"gold_errors": list(s.gold_errors)} if s.gold_errors else {}),
         }
         for index, s in enumerate(scored)
         if index < ROLLOUTS_KEPT or s.errors or s.gold_errors
     ]
+
+
+def readable_line(scored: ScoredRollout) -> dict[str, Any]:
+    """A response and its clean verdict, as JSON for people."""
+    rollout = scored.rollout
+    return {
+        "prompt_id": rollout.prompt.prompt_id,
+        "prompt": _written(rollout.prompt.prompt),
+        "completion": rollout.completion,
+        "stop": rollout.stop,
+        "tokens": rollout.num_actions,
+        "parts": dict(scored.parts),
+        "clean_reward": scored.clean_reward,
+        "errors": list(scored.errors),
+    }
 
 
 def _written(prompt: Any) -> Any:

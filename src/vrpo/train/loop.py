@@ -44,8 +44,7 @@ def train(run: Run, display: Display) -> dict[str, object]:
         NumericsError: the numbers went bad; the worst tokens are in worst_tokens.json.
     """
     started = time.perf_counter()
-    note = "\n".join([run.task.describe(), *(f"changed: {line}" for line in run.changes)])
-    display.start(run.name, first=run.learner.step, steps=run.config.train.steps, note=note)
+    display.start(run.name, first=run.learner.step, steps=run.config.train.steps, note=run.describe())
     try:
         with stop_requested() as stop:
             try:

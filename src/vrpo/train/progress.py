@@ -94,9 +94,12 @@ class Terminal:
 
     def evaluation(self, step: int, result: EvalResult) -> None:
         """Show the clean accuracy beside the bar from here on."""
-        self._clean = f"  clean {result.greedy:.3f} at step {step}"
+        few = (
+            f" ({result.judged} of {result.prompts} prompts judged)" if result.judged < result.prompts else ""
+        )
+        self._clean = f"  clean {result.greedy:.3f} at step {step}{few}"
         if self._progress is None:
-            line = f"{self._name} step {step}  clean accuracy: greedy {result.greedy:.3f}, sampled {result.sampled:.3f}"
+            line = f"{self._name} step {step}  clean accuracy: greedy {result.greedy:.3f}, sampled {result.sampled:.3f}{few}"
             if result.denoiser_greedy is not None:
                 line += f"; denoiser's model {result.denoiser_greedy:.3f}"
             self.console.print(line)

@@ -30,6 +30,9 @@ from vrpo.train.same_run import inputs_of
 from vrpo.train.values import ReferenceStates
 from vrpo.types import EvalResult, Metrics, Prompt, to_device
 
+SHOWN = 120
+"""Characters of a prompt's beginning and end that are shown before a run."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Run:
@@ -67,6 +70,17 @@ class Run:
     def name(self) -> str:
         """What a person calls this run."""
         return self.config.algorithm.type
+
+    def describe(self) -> str:
+        """What it trains on, the first prompt as the model reads it, and what has changed, a line each."""
+        (prompt,) = self.task.draw(seed=self.config.train.seed, step=0, count=1)
+        text = repr(
+            self.learner.policy.tokenizer.decode(prompt.token_ids, clean_up_tokenization_spaces=False)
+        )
+        if len(text) > 2 * SHOWN:
+            text = f"{text[:SHOWN]} ... {text[-SHOWN:]}"
+        lines = [self.task.describe(), f"a prompt, as the model reads it: {text}"]
+        return "\n".join([*lines, *(f"changed: {line}" for line in self.changes)])
 
     @property
     def reads_reference(self) -> bool:

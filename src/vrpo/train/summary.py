@@ -94,6 +94,7 @@ def _pick(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         "greedy": e["clean_greedy"],
         "sampled": e["clean_sampled"],
         "prompts": e["prompts"],
+        "judged": e.get("judged"),  # an earlier version did not count them
         "missing": e["missing"],
         "denoiser_greedy": e.get("denoiser_greedy"),
     }
