@@ -108,9 +108,7 @@ def test_clean_values_order_and_rollouts_are_untouched(noise):
 def test_missing_stays_missing(noise):
     rollouts = [make_rollout("1", prompt_index=i, answer="" if i % 3 else "1") for i in range(30)]
     broken = (
-        SourceNoise(column="answer", rates={**SOURCE.rates, "": FlipNoise()})
-        if noise is SOURCE
-        else noise
+        SourceNoise(column="answer", rates={**SOURCE.rates, "": FlipNoise()}) if noise is SOURCE else noise
     )
     scored = pipeline(broken).score(rollouts, step=0)
     assert all(item.reward is None and item.errors for i, item in enumerate(scored) if i % 3)

@@ -112,10 +112,7 @@ class Trainer:
         functions = _as_list(reward_funcs)
         gold = () if gold_funcs is None else _as_list(gold_funcs)
         _check_arguments(config, functions, reward_weights, gold)
-        if not 0.0 < holdout < 1.0:
-            raise ConfigError(
-                f"holdout={holdout!r} is no share between 0 and 1; give one, or an eval_dataset"
-            )
+        _check_holdout(holdout)
         weights = [1.0] * len(functions) if reward_weights is None else reward_weights
         if reward_weights is not None and any(isinstance(f, NamedFunction) for f in functions):
             raise ConfigError(
@@ -195,6 +192,11 @@ def _resume(resume: bool, checkpoint: int | None, allow_changes: bool) -> Resume
 def _as_list(functions: Any) -> Any:
     """One function as a list of it; whatever else it is, `_check_arguments` looks at."""
     return [functions] if callable(functions) or isinstance(functions, NamedFunction) else functions
+
+
+def _check_holdout(holdout: float) -> None:
+    if not 0.0 < holdout < 1.0:
+        raise ConfigError(f"holdout={holdout!r} is no share between 0 and 1; give one, or an eval_dataset")
 
 
 def _check_arguments(config: object, functions: object, weights: object, gold: object = ()) -> None:
