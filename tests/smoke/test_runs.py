@@ -537,6 +537,19 @@ def test_eval_of_a_checkpoint_by_name_with_its_completions(capsys, tmp_path, rec
     assert status == 2 and "there is no folder" in error
 
 
+def test_a_run_starts_with_what_the_model_reads_and_with_a_slow_critic(capsys, tmp_path, recipe, monkeypatch):
+    still = ("--set", "train.steps=0", "--set", "critic.warmup_steps=0")
+    slow = (*still, "--set", "critic.learning_rate=5.0e-6")
+    status, text, _ = cli(capsys, "train", str(recipe), "--out", str(tmp_path / "a"), *slow)
+    told = " ".join(text.split())
+    assert status == 0 and re.search(r"a prompt, as the model reads it: '(<[a-z]+>)?\d\d\+\d\d='", told)
+    assert "note: critic.learning_rate=5e-06 is below train.learning_rate=0.0001" in told
+    monkeypatch.setattr("vrpo.train.run.SHOWN", 3)
+    status, text, _ = cli(capsys, "train", str(recipe), "--out", str(tmp_path / "b"), *still)
+    assert status == 0 and "note: critic" not in text
+    assert re.search(r"as the model reads it: '.. \.\.\. .='", " ".join(text.split()))
+
+
 def test_resuming_a_run_folder_goes_on_in_it(capsys, tmp_path, recipe, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "run"

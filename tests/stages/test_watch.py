@@ -53,6 +53,10 @@ CHANGES = {
         ({"noise/frac_zero_std_seen": None, "objective/scores_std": 0.0}, True),
         ({"noise/frac_zero_std_seen": None, "objective/scores_std": 0.1}, False),
     ],
+    "silent_function": [
+        ({"rewards/format/mean": None}, True),
+        ({"rewards/format/mean": 0.0}, False),
+    ],
     "hacking": [
         ({"objective/scores": 0.6, "objective/scores_clean": 0.3}, True),
         ({"objective/scores": 0.6, "objective/scores_clean": 0.45}, False),

@@ -79,7 +79,7 @@ class Run:
         )
         if len(text) > 2 * SHOWN:
             text = f"{text[:SHOWN]} ... {text[-SHOWN:]}"
-        lines = [self.task.describe(), f"a prompt, as the model reads it: {text}"]
+        lines = [self.task.describe(), f"a prompt, as the model reads it: {text}", *_slow_critic(self.config)]
         return "\n".join([*lines, *(f"changed: {line}" for line in self.changes)])
 
     @property
@@ -128,6 +128,16 @@ class Run:
         if self.learner.critic_optimizer is not None:
             rates["lr_critic"] = float(self.learner.critic_optimizer.param_groups[0]["lr"])
         return rates
+
+
+def _slow_critic(config: Config) -> list[str]:
+    """A line where the critic learns more slowly than the policy whose returns it predicts."""
+    if config.critic is None or config.critic.learning_rate >= config.train.learning_rate:
+        return []
+    return [
+        f"note: critic.learning_rate={config.critic.learning_rate:g} is below train.learning_rate={config.train.learning_rate:g}; a critic "
+        "that learns more slowly than the policy explains little: ours have five times the policy's rate"
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -228,6 +228,18 @@ def _hacking(run: _Run) -> str | None:
     return None
 
 
+def _silent(run: _Run) -> str | None:
+    parts = [name for name in run.recent[-1] if name.startswith("rewards/") and name.endswith("/mean")]
+    silent = [name for name in parts if all(line.get(name) is None for line in run.recent)]
+    if not silent:
+        return None
+    function = silent[0].removeprefix("rewards/").removesuffix("/mean")
+    return (
+        f"reward function {function} gave no response of these steps a value: see in rollouts.jsonl whether it fails, and whether the "
+        "columns it reads have values; remove it if it is not meant to say anything"
+    )
+
+
 SIGNS: dict[str, Callable[[_Run], str | None]] = {
     "entropy": _entropy,
     "perplexity": _perplexity,
@@ -236,6 +248,7 @@ SIGNS: dict[str, Callable[[_Run], str | None]] = {
     "explained_variance": _explained_variance,
     "equal_rewards": _equal_rewards,
     "hacking": _hacking,
+    "silent_function": _silent,
 }
 """Kind -> message while the sign holds, else None."""
 
