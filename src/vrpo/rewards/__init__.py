@@ -51,7 +51,6 @@ __all__ = [
     "load_function",
     "majority_label",
     "named",
-    "reward_columns",
 ]
 
 
@@ -90,21 +89,6 @@ def build_rewards(
     return RewardPipeline(
         functions, noise, gold=gold, seed=seed, max_failed=config.max_failed, combine=config.combine
     )
-
-
-def reward_columns(config: RewardsConfig) -> set[str]:
-    """Columns that the functions and noises of `config` cannot do without, to compare with `Task.columns`.
-
-    Function files are executed to see their signatures; `RewardPipeline.columns` has the same answer later.
-    """
-    needs: set[str] = set()
-    for function in (*config.functions, *config.gold):
-        needs |= _function(function).needs
-    for noise in config.noise:
-        match noise:
-            case WrongLabelNoise(column=column) | MajorityNoise(column=column) | SourceNoise(column=column):
-                needs.add(column)
-    return needs
 
 
 def _function(config: RewardFunctionConfig) -> NamedFunction:
