@@ -282,7 +282,7 @@ def explain_command(
     ],
 ) -> None:
     """What a setting takes, or how a metric is computed and read."""
-    from vrpo.config.describe import all_keys, describe
+    from vrpo.config.describe import all_keys, describe, sft_keys
     from vrpo.train.catalogue import explain_metric
 
     found = explain_metric(name)
@@ -294,7 +294,7 @@ def explain_command(
         )
         return
     key = ".".join(part for part in name.split(".") if not part.isdigit())
-    docs = describe(key) or [doc for doc in all_keys() if doc.key.startswith(f"{key}.")]
+    docs = describe(key) or [doc for doc in (*all_keys(), *sft_keys()) if doc.key.startswith(f"{key}.")]
     if not docs:
         raise ConfigError(f"{name!r} is neither a setting nor a metric{_nearest_name(name)}")
     for entry in docs:
@@ -368,13 +368,13 @@ def _print_accuracy(summary: dict[str, Any], *, by_others: bool) -> None:
 def _nearest_name(name: str) -> str:
     import difflib
 
-    from vrpo.config.describe import all_keys
+    from vrpo.config.describe import all_keys, sft_keys
     from vrpo.config.elsewhere import OUR_NAMES
-    from vrpo.train.catalogue import METRICS
+    from vrpo.train.catalogue import EVALUATIONS, METRICS
 
     if name in OUR_NAMES:
         return f"; here that is {OUR_NAMES[name]!r}"
-    known = [*dict.fromkeys(doc.key for doc in all_keys()), *METRICS]
+    known = [*dict.fromkeys(doc.key for doc in (*all_keys(), *sft_keys())), *METRICS, *EVALUATIONS]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     last = [key for key in known if key.split(".")[-1] == name]
     guess = last or near

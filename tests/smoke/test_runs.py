@@ -20,7 +20,7 @@ from vrpo.errors import CheckpointError, ConfigError, RewardError, VrpoError
 from vrpo.models.backbone import recomputes
 from vrpo.study.results import cell_numbers
 from vrpo.train import checkpoint, learning
-from vrpo.train.catalogue import explain_metric
+from vrpo.train.catalogue import EVALUATIONS, explain_metric
 from vrpo.train.progress import Quiet
 from vrpo.train.run import build_run, load_ingredients
 from vrpo.train.update import update
@@ -105,6 +105,8 @@ def test_a_run_leaves_everything_a_user_expects(tmp_path, algorithm):
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     undocumented = {name for record in records for name in record if explain_metric(name) is None}
     assert undocumented == set()
+    for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines():
+        assert set(json.loads(line)) - {"step"} <= set(EVALUATIONS)
     if algorithm == "vrpo":
         assert all(record[name] is not None for record in records for name in ALWAYS_FINITE)
         # none may be selected in a step of this size, but not in every step
@@ -606,6 +608,10 @@ def test_the_commands(capsys, tmp_path, recipe):
     assert status == 0 and "takes    number, >= 0.0, <= 1.0" in text and "default  0.95" in text
     status, text, _ = cli(capsys, "explain", "val/explained_var")
     assert status == 0 and "formula" in text and "smell" in text
+    status, text, _ = cli(capsys, "explain", "clean_greedy")
+    assert status == 0 and "greedy completion a held-out prompt" in text
+    status, text, _ = cli(capsys, "explain", "sft.stop_accuracy")
+    assert status == 0 and "default  None" in text
     status, text, _ = cli(
         capsys, "train", str(recipe), "--dry-run", "--set", "algorithm=grpo", "--set", "critic=null"
     )

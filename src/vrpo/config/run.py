@@ -261,11 +261,15 @@ class SftSettings(Strict):
     batch: int = Field(64, ge=1)
     """Examples per optimizer step."""
     learning_rate: float = Field(1e-3, gt=0.0)
+    """Of AdamW; it falls in a straight line to a tenth."""
     weight_decay: float = Field(0.01, ge=0.0)
+    """Of AdamW."""
     stop_accuracy: float | None = Field(None, gt=0.0, le=1.0)
     """Stop when greedy held-out accuracy reaches this, so that RL has room. null: run all steps."""
     eval_every: int = Field(50, ge=1)
+    """Steps between evaluations."""
     eval_prompts: int = Field(256, ge=1)
+    """Held-out prompts of an evaluation."""
     target_column: str = "answer"
     """Column with the text to imitate; EOS is appended."""
 
@@ -280,4 +284,6 @@ class SftConfig(Strict):
     rollout: RolloutConfig = RolloutConfig()
     sft: SftSettings = SftSettings()
     seed: int = Field(0, ge=0)
+    """Root of the order of the examples and of the evaluations' draws."""
     threads: int | None = Field(None, ge=1)
+    """CPU threads of torch. null: leave them as they are."""

@@ -5,6 +5,7 @@ Names follow TRL's PPO trainer where it had one. Sums over t run over the tokens
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -119,11 +120,25 @@ METRICS: dict[str, MetricDoc] = {
     "memory/peak_gib": _D("most memory taken so far: of the process on a CPU, of the device on a GPU; GiB", "level after the first steps; `vrpo plan` foretells it", "rises for ever: something keeps tensors"),
 }  # fmt: skip
 
+EVALUATIONS: dict[str, MetricDoc] = {
+    "clean_greedy": _D("mean clean reward of one greedy completion a held-out prompt", "rises", "falls while clean_sampled rises: the policy is sharpened and unlearns"),
+    "clean_sampled": _D("the same of `train.eval_samples` completions at rollout.temperature", "rises", "compare it at equal entropy: a sharper policy has more of it without knowing more"),
+    "sampled_entropy": _D("mean of -log pi over the tokens of those completions, nats a token", "falls slowly", "near 0: the policy gives one answer"),
+    "best_sampled": _D("mean over prompts of the highest clean reward among those completions; pass@k of a 0/1 reward", "above clean_sampled where train.eval_samples > 1", "falls while clean_greedy rises: the policy gives up alternatives"),
+    "prompts": _D("held-out prompts of the evaluation", "train.eval_prompts, or all there are", "few: an accuracy of 64 prompts has a standard error of up to .06"),
+    "judged": _D("prompts whose greedy completion has a clean reward: those that clean_greedy is the mean of", "all of them", "few: gold covers few rows"),
+    "samples": _D("completions a prompt behind clean_sampled", "train.eval_samples", "-"),
+    "missing": _D("completions without a clean reward, the denoiser's among them", "0", "above 0: rows without gold, or a function that fails"),
+    "denoiser_greedy": _D("clean_greedy of the denoiser's model sampled as a policy", "ahead of clean_greedy under noise", "below clean_greedy by far: the denoiser learns errors by heart"),
+}  # fmt: skip
+"""Names in evaluations.jsonl, besides `step`."""
+
 
 def explain_metric(name: str) -> tuple[str, MetricDoc] | None:
-    """The catalogue entry of a metric: by its name, or by the pattern it falls under."""
-    if name in METRICS:
-        return name, METRICS[name]
+    """The catalogue entry of a metric or of a number of an evaluation: by its name, or by the pattern it falls under."""
+    for found in (METRICS, EVALUATIONS):
+        if name in found:
+            return name, found[name]
     for pattern, doc in METRICS.items():
         if "*" in pattern and re.fullmatch(re.escape(pattern).replace(r"\*", ".+"), name):
             return pattern, doc
@@ -139,13 +154,21 @@ def catalogue_page() -> str:
         "`vrpo explain METRIC` prints one row. V is the critic *before* the step's update, sums run over the tokens",
         "that count, nats unless said otherwise.",
         "",
-        "| metric | formula | healthy | smell |",
-        "|---|---|---|---|",
+        *_table(METRICS),
+        "",
+        "One line per evaluation in `evaluations.jsonl`, of held-out prompts and without noise:",
+        "",
+        *_table(EVALUATIONS),
     ]
-    for name, doc in METRICS.items():
-        cells = [cell.replace("|", "\\|") for cell in (doc.formula, doc.healthy, doc.smell)]
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _table(docs: Mapping[str, MetricDoc]) -> list[str]:
+    rows = ["| metric | formula | healthy | smell |", "|---|---|---|---|"]
+    for name, doc in docs.items():
+        cells = [cell.replace("|", "\\|") for cell in (doc.formula, doc.healthy, doc.smell)]
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
+    return rows
 
 
 if __name__ == "__main__":

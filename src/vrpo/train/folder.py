@@ -176,6 +176,7 @@ class RunFolder:
             "clean_greedy": result.greedy,
             "clean_sampled": result.sampled,
             "sampled_entropy": result.entropy,
+            "best_sampled": result.best_sampled,
             "prompts": result.prompts,
             "judged": result.judged,
             "samples": result.samples,
