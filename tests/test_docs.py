@@ -84,7 +84,7 @@ def unknown_names(text: str) -> Iterator[str]:
 
 
 FILE_ENDINGS = {"json", "jsonl", "md", "py", "yaml"}
-COMMANDS = {"train", "eval", "sft", "study", "plan", "diagnose", "explain"}
+COMMANDS = {"train", "eval", "report", "sft", "study", "plan", "diagnose", "explain"}
 
 
 def known_setting(key: str) -> bool:

@@ -75,7 +75,7 @@ def train_command(  # noqa: PLR0917 (typer reads the options off the parameters)
     folder = out or (config if resume and (config / "run.json").is_file() else default)
     summary = train(settings, out=folder, resume=resume, checkpoint=checkpoint, allow_changes=allow_changes)
     _print_accuracy(summary, by_others=settings.rewards.knows_clean)
-    console.print(f"run folder: {folder}", markup=False)
+    console.print(f"run folder: {folder}   its page: vrpo report {folder}", markup=False)
 
 
 @app.command("eval")
@@ -176,6 +176,28 @@ def study_command(
         for failure in error.failures:
             print(f"failed: {failure}", file=sys.stderr)
         _fail(str(error), error.exit_code)
+
+
+@app.command("report")
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, finished or not.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="HTML file. Default: report.html in the run folder; of several runs it is needed."),
+    ] = None,
+) -> None:
+    """Curves, warnings and what the critic saw of one or several runs, as one HTML page that needs no network."""
+    from vrpo.report import write_report
+
+    if out is None and len(runs) > 1:
+        raise ConfigError(
+            f"{len(runs)} runs and no --out; say which file to write, such as --out report.html"
+        )
+    if out is not None and not out.parent.is_dir():
+        raise ConfigError(f"--out: there is no folder {str(out.parent)!r}; make it first")
+    page = out or runs[0] / "report.html"
+    write_report(runs, page)
+    console.print(f"page: {page}", markup=False)
 
 
 NO_LEARNER = ("algorithm=ppo", "critic=null", "critic={warmup_steps: 0}", "denoiser=null")
@@ -282,28 +304,9 @@ def explain_command(
     ],
 ) -> None:
     """What a setting takes, or how a metric is computed and read."""
-    from vrpo.config.describe import all_keys, describe, sft_keys
-    from vrpo.train.catalogue import explain_metric
+    from vrpo.train.explain import explain
 
-    found = explain_metric(name)
-    if found is not None:
-        metric, doc = found
-        console.print(
-            f"{metric}\n  formula  {doc.formula}\n  healthy  {doc.healthy}\n  smell    {doc.smell}",
-            markup=False,
-        )
-        return
-    key = ".".join(part for part in name.split(".") if not part.isdigit())
-    docs = describe(key) or [doc for doc in (*all_keys(), *sft_keys()) if doc.key.startswith(f"{key}.")]
-    if not docs:
-        raise ConfigError(f"{name!r} is neither a setting nor a metric{_nearest_name(name)}")
-    for entry in docs:
-        where = f" (type: {entry.section})" if entry.section else ""
-        bounds = f", {entry.bounds}" if entry.bounds else ""
-        console.print(
-            f"{entry.key}{where}\n  {entry.doc}\n  takes    {entry.type}{bounds}\n  default  {entry.default}",
-            markup=False,
-        )
+    console.print(explain(name), markup=False)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -363,26 +366,6 @@ def _print_accuracy(summary: dict[str, Any], *, by_others: bool) -> None:
         words = ", ".join(f"{text!r} {slope:+.2f}" for text, slope in liked["occurring"].items())
         line = f"besides the verdict the judge pays {liked['a_token_more']:+.2f} for a token more"
         console.print(line + (f", and for tokens that occur: {words}" if words else ""), markup=False)
-
-
-def _nearest_name(name: str) -> str:
-    import difflib
-
-    from vrpo.config.describe import all_keys, sft_keys
-    from vrpo.config.elsewhere import OUR_NAMES
-    from vrpo.train.catalogue import EVALUATIONS, METRICS
-
-    if name in OUR_NAMES:
-        return f"; here that is {OUR_NAMES[name]!r}"
-    known = [*dict.fromkeys(doc.key for doc in (*all_keys(), *sft_keys())), *METRICS, *EVALUATIONS]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    last = [key for key in known if key.split(".")[-1] == name]
-    guess = last or near
-    return (
-        f"; did you mean {' or '.join(map(repr, guess))}?"
-        if guess
-        else "; docs/metrics.md and docs/config.md list them all"
-    )
 
 
 if __name__ == "__main__":

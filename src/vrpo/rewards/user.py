@@ -276,8 +276,8 @@ def call(
     missing = sorted(function.needs - arguments.keys())
     if missing:
         raise RewardError(
-            f"{function.name}: needs column {missing[0]!r}, the data has {sorted(arguments)}; rename it with "
-            "task.columns or give the parameter a default"
+            f"{function.name}: needs column {missing[0]!r}, the data has {sorted(arguments)}; rename the "
+            "column (task.columns in a file) or give the parameter a default"
         )
     arguments |= {
         "prompts": [_written(rollout.prompt.prompt) for rollout in rollouts],
@@ -304,8 +304,8 @@ def _columns(rollouts: Sequence[Rollout], replaced: Mapping[str, Sequence[Any]])
     clash = [name for name in PROVIDED if name in names]
     if clash:
         raise RewardError(
-            f"the data has a column {clash[0]!r}, which is an argument of every reward function; rename it with "
-            "task.columns"
+            f"the data has a column {clash[0]!r}, which is an argument of every reward function; rename it "
+            "(task.columns in a file)"
         )
     return {name: [r.prompt.columns.get(name) for r in rollouts] for name in names} | {
         name: list(values) for name, values in replaced.items()

@@ -71,7 +71,7 @@ def _colours(cells: Sequence[Cell]) -> dict[str, str]:
     return dict(zip(methods, cycle(COLOURS), strict=False))
 
 
-def _figure(width: float, height: float = 3.6) -> Figure:
+def new_figure(width: float, height: float = 3.6) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -87,7 +87,7 @@ def _panels(
     noises = list(dict.fromkeys(cell.noise for cell in cells))
     colours = colours or _colours(cells)
     with mpl.rc_context(STYLE):
-        figure = _figure(2.8 + 4.2 * len(noises), 0.6 + 3.0 * len(reads))
+        figure = new_figure(2.8 + 4.2 * len(noises), 0.6 + 3.0 * len(reads))
         grid = figure.subplots(len(reads), len(noises), sharex="col", sharey="row", squeeze=False)
         for row, (label, read) in zip(grid, reads.items(), strict=True):
             for panel, noise in zip(row, noises, strict=True):
@@ -178,7 +178,7 @@ def _accuracy_against_noise(cells: Sequence[Cell], rows: Sequence[Row]) -> Figur
     places = rates or {noise: float(i) for i, noise in enumerate(noises)}
     with mpl.rc_context(STYLE):
         known = {by: name for by, name in COMPARED.items() if all(row.estimates.get(name) for row in rows)}
-        figure = _figure(max(6.0, 3.0 + 1.3 * len(noises)), 3.3 * len(known))
+        figure = new_figure(max(6.0, 3.0 + 1.3 * len(noises)), 3.3 * len(known))
         panels = figure.subplots(len(known), 1, sharex=True)
         for panel, (by, name) in zip(panels, known.items(), strict=True):
             _points(panel, rows, name, places, _colours(cells), between=rates is not None)
@@ -226,7 +226,7 @@ def _accuracy_against_entropy(rows: Sequence[Row], colours: Mapping[str, str]) -
     """Sampled accuracy over entropy, a panel per noise, a line per method through its temperatures, hottest right."""
     noises = list(dict.fromkeys(row.noise for row in rows))
     with mpl.rc_context(STYLE):
-        figure = _figure(2.8 + 4.2 * len(noises), 3.8)
+        figure = new_figure(2.8 + 4.2 * len(noises), 3.8)
         grid = figure.subplots(1, len(noises), sharey=True, squeeze=False)[0]
         for panel, noise in zip(grid, noises, strict=True):
             for row in (row for row in rows if row.noise == noise):

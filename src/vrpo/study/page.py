@@ -30,22 +30,35 @@ def write_page(
         figures: SVG files, whose content goes into the page.
         cells: the runs, listed at the end.
     """
-    parts = [f"<h1>{html.escape(title)}</h1>", *map(_table, tables), *map(_figure, figures)]
+    parts = [
+        *map(table_html, tables),
+        *(figure_html(figure.read_text(encoding="utf-8")) for figure in figures),
+    ]
     runs = "".join(
         f'<li><a href="{cell.folder}/summary.json">{cell.folder}</a>: {html.escape(cell.method)}, '
         f"{html.escape(cell.noise)}, seed {cell.seed}</li>"
         for cell in cells
     )
     parts.append(f"<details><summary>{len(cells)} runs</summary><ul>{runs}</ul></details>")
-    body = "\n".join(parts)
-    path.write_text(
+    path.write_text(page_html(title, parts), encoding="utf-8")
+
+
+def page_html(title: str, parts: Sequence[str], *, style: str = "") -> str:
+    """A page that needs no network.
+
+    Args:
+        title: its heading.
+        parts: HTML, in order.
+        style: rules besides `STYLE`.
+    """
+    body = "\n".join([f"<h1>{html.escape(title)}</h1>", *parts])
+    return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n",
-        encoding="utf-8",
+        f"<style>{STYLE}{style}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
 
 
-def _table(table: Plain) -> str:
+def table_html(table: Plain) -> str:
     head = "".join(f"<th>{html.escape(x)}</th>" for x in table.headings)
     rows = "".join(f"<tr>{''.join(f'<td>{html.escape(x)}</td>' for x in row)}</tr>\n" for row in table.rows)
     return (
@@ -54,6 +67,6 @@ def _table(table: Plain) -> str:
     )
 
 
-def _figure(path: Path) -> str:
-    drawing = path.read_text(encoding="utf-8")
+def figure_html(drawing: str) -> str:
+    """An SVG file's content as part of a page."""
     return f"<figure>{drawing[drawing.index('<svg') :]}</figure>"

@@ -17,8 +17,9 @@ from vrpo.train.denoising import MODEL
 from vrpo.train.evaluate import evaluate
 from vrpo.train.files import finite, replace_file
 from vrpo.train.fit import check_fit
-from vrpo.train.folder import RunFolder, readable_line
+from vrpo.train.folder import RunFolder
 from vrpo.train.summary import accuracy_on_schedule
+from vrpo.train.transcript import line_of
 from vrpo.types import EvalResult
 
 
@@ -151,7 +152,7 @@ def write_completions(path: Path, result: EvalResult) -> None:
         StorageError: it cannot be written.
     """
     lines = [
-        json.dumps(finite({"greedy": greedy, **readable_line(scored)}), ensure_ascii=False) + "\n"
+        json.dumps(finite({"greedy": greedy, **line_of(scored)}), ensure_ascii=False) + "\n"
         for greedy, some in ((True, result.completions), (False, result.sampled_completions))
         for scored in some
     ]

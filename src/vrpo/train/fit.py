@@ -19,5 +19,5 @@ def check_fit(task: Task, policy: Policy, rewards: RewardPipeline, *, max_comple
         row, count, whole, has = task.without(lacking[0])
         raise DataError(
             f"the reward needs column {lacking[0]!r}, and row {row} ({count} of {whole}) lacks it, where it has {', '.join(has) or 'none'}; "
-            "write null in rows that have no value, name the column in task.columns, or change the reward's"
+            "write null in rows that have no value, rename the column (task.columns in a file), or change the reward's"
         )

@@ -5,7 +5,7 @@ run.json           format of this folder, and hashes of what the configuration o
 environment.json   machine, versions, commit
 sessions.jsonl     one line a process that worked on the run: when, where, from which step, what had changed
 metrics.jsonl      one line a step, written when the step is complete
-rollouts.jsonl     some responses of every step with both rewards
+rollouts.jsonl     some responses of every step with both rewards, and what the critic made of their tokens
 evaluations.jsonl  one line an evaluation on held-out prompts
 warnings.jsonl     what the collapse watch saw
 checkpoints/       step-N/, and paused/ after a stop in the middle of a step
@@ -32,16 +32,13 @@ from vrpo.errors import CheckpointError
 from vrpo.train.files import append_line, finite, flush_file, read_lines, replace_file, storing
 from vrpo.train.lock import RunLock
 from vrpo.train.same_run import changed_settings, check_changes, not_exact_because
-from vrpo.types import EvalResult, ScoredRollout
+from vrpo.types import EvalResult
 
 LABELS_FILE = "majority_labels.json"
 """Votes of the initial model, where noise asks for them."""
 
 FORMAT = 2
 """Version of the layout above. 1 had no run.json."""
-
-ROLLOUTS_KEPT = 8
-"""Responses of each step written to rollouts.jsonl."""
 
 
 SUMMARY = "summary.json"
@@ -266,39 +263,6 @@ def environment() -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in names},
         "commit": _commit(),
     }
-
-
-def readable(scored: Sequence[ScoredRollout]) -> list[dict[str, Any]]:
-    """The first few responses of a step, and every one whose reward or gold failed, as lines of rollouts.jsonl."""
-    return [
-        {
-            "sample_id": s.rollout.sample_id,
-            **readable_line(s),
-            "reward": s.reward,
-            **({"gold_errors": list(s.gold_errors)} if s.gold_errors else {}),
-        }
-        for index, s in enumerate(scored)
-        if index < ROLLOUTS_KEPT or s.errors or s.gold_errors
-    ]
-
-
-def readable_line(scored: ScoredRollout) -> dict[str, Any]:
-    """A response and its clean verdict, as JSON for people."""
-    rollout = scored.rollout
-    return {
-        "prompt_id": rollout.prompt.prompt_id,
-        "prompt": _written(rollout.prompt.prompt),
-        "completion": rollout.completion,
-        "stop": rollout.stop,
-        "tokens": rollout.num_actions,
-        "parts": dict(scored.parts),
-        "clean_reward": scored.clean_reward,
-        "errors": list(scored.errors),
-    }
-
-
-def _written(prompt: Any) -> Any:
-    return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
 
 
 def _now() -> str:

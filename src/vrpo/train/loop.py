@@ -19,7 +19,7 @@ from vrpo.errors import NumericsError, RewardError
 from vrpo.rollout import collate
 from vrpo.train.clock import Clock
 from vrpo.train.files import finite
-from vrpo.train.folder import SUMMARY, readable
+from vrpo.train.folder import SUMMARY
 from vrpo.train.learning import update_critic, update_denoiser, update_policy
 from vrpo.train.memory import peak_bytes
 from vrpo.train.metrics import policy_metrics, sampled_metrics
@@ -31,6 +31,7 @@ from vrpo.train.progress import Display
 from vrpo.train.run import Run
 from vrpo.train.signals import GivenUp, StopRequest, stop_requested
 from vrpo.train.summary import summarise
+from vrpo.train.transcript import transcript
 from vrpo.train.update import Paused, UpdateStats
 from vrpo.train.values import evaluate_batch
 from vrpo.types import Batch, Metrics, ScoredRollout, to_device
@@ -154,7 +155,7 @@ def _prepare(run: Run, step: int) -> Prepared:
         step=step,
         batch=batch,
         metrics={"episode": float(step * config.train.completions_per_step), **metrics},
-        rows=readable(scored),
+        rows=transcript(scored, batch, run.learner.policy.tokenizer),
         tokens=sum(s.rollout.num_actions for s in scored),
         critic_state=critic_state,
         critic=UpdateStats(skipped_in_a_row=skipped["critic"]),
