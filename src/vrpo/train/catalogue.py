@@ -30,7 +30,7 @@ METRICS: dict[str, MetricDoc] = {
     "lr_critic": _D("learning rate of the critic", "2-5 times the policy's", "below the policy's: a critic that lags"),
     # objective
     "objective/scores": _D("mean reward as the learner sees it, noise included", "rises", "rises while objective/scores_clean does not: the noise is being learned"),
-    "objective/scores_clean": _D("mean reward before noise; diagnostics only", "rises", "falls while objective/scores rises: reward hacking"),
+    "objective/scores_clean": _D("mean clean reward over the responses that have one (where gold covers some rows: over those alone); diagnostics only", "rises", "falls while objective/scores rises: reward hacking"),
     "objective/scores_std": _D("standard deviation of the seen reward over the step's responses", "above 0", "0: every response gets the same reward, nothing can be learned"),
     "objective/kl": _D("sum_t (log pi_t - log pi_ref_t), mean over responses, nats", "grows slowly, under 10", "jumps: learning rate too high, or kl_coef too low"),
     "objective/non_score_reward": _D("-kl_coef * objective/kl - belief_coef * denoiser/kl, reward units (a model that is not there counts 0)", "small against objective/scores", "dominates: kl_coef or belief_coef too high"),
