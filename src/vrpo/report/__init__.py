@@ -12,6 +12,7 @@ from pathlib import Path
 from vrpo.report.curves import draw
 from vrpo.report.read import Record, read_run
 from vrpo.report.tokens import STYLE, transcripts
+from vrpo.study.figure import SMOOTHING
 from vrpo.study.page import figure_html, page_html, table_html
 from vrpo.study.tables import Plain
 from vrpo.train.files import replace_file
@@ -31,7 +32,8 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
         StorageError: the page cannot be written.
     """
     records = [read_run(path, name) for path, name in zip(runs, _names(runs), strict=True)]
-    parts = [table_html(_numbers(records)), figure_html(draw(records))]
+    smoothed = f"<p class=caption>Numbers of steps are means over the last {SMOOTHING}; evaluations are as they are.</p>"
+    parts = [table_html(_numbers(records)), figure_html(draw(records)), smoothed]
     for record in records:
         parts += [*_warnings(record), *transcripts(record)]
     title = records[0].name if len(records) == 1 else f"{len(records)} runs"

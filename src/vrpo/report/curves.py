@@ -8,6 +8,8 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from vrpo.report.read import Record
 from vrpo.study.figure import COLOURS, SMOOTHING, STYLE, new_figure
@@ -83,6 +85,8 @@ def draw(records: Sequence[Record]) -> str:
             _fill(axes, panel, records)
         for axes in list(grid)[len(panels) :]:
             axes.set_visible(False)
+        if len(records) > 1:
+            _name_runs(figure, records)
         drawing = StringIO()
         figure.savefig(drawing, format="svg", metadata={"Date": None})
     return drawing.getvalue()
@@ -91,29 +95,30 @@ def draw(records: Sequence[Record]) -> str:
 def _fill(axes: Any, panel: Panel, records: Sequence[Record]) -> None:
     axes.set_title(panel.title, fontsize=10)
     axes.grid(alpha=0.25)
+    drawn: dict[str, str] = {}
     for record, colour in zip(records, cycle(COLOURS), strict=False):
-        for name, (label, dash) in zip(_known(record, panel), _labels(record, panel, records), strict=True):
-            x, y = _curve(record, panel, name)
-            axes.plot(x, y, dash, color=colour, label=label, linewidth=1.6)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=8)
+        known = _known(record, panel)
+        for (label, name), dash in zip(panel.lines.items(), DASHES, strict=False):
+            if name in known:
+                axes.plot(*_curve(record, panel, name), dash, color=colour, linewidth=1.6)
+                drawn[label] = dash
+    if any(drawn):
+        colour = COLOURS[0] if len(records) == 1 else "#555555"
+        lines = [Line2D([], [], color=colour, linestyle=dash) for dash in drawn.values()]
+        axes.legend(lines, list(drawn), frameon=False, fontsize=8)
+
+
+def _name_runs(figure: Figure, records: Sequence[Record]) -> None:
+    """Which colour is which run, once for all panels."""
+    lines = [Line2D([], [], color=colour) for _, colour in zip(records, cycle(COLOURS), strict=False)]
+    names = [record.name for record in records]
+    figure.legend(lines, names, frameon=False, loc="outside upper left", ncols=min(len(names), 4))
 
 
 def _known(record: Record, panel: Panel) -> list[str]:
     """The panel's metrics that the run has a number of."""
     lines = record.evaluations if panel.evaluated else record.metrics
     return [name for name in panel.lines.values() if any(line.get(name) is not None for line in lines)]
-
-
-def _labels(record: Record, panel: Panel, records: Sequence[Record]) -> list[tuple[str | None, str]]:
-    """Label and dash of each known metric: of several runs the run's name, once in a panel, and lines by their dash."""
-    known, found = _known(record, panel), []
-    for number, (label, name) in enumerate(panel.lines.items()):
-        if name not in known:
-            continue
-        words = ([record.name] if len(records) > 1 else []) + ([label] if label else [])
-        found.append((", ".join(words) or None, DASHES[number]))
-    return found
 
 
 def _curve(record: Record, panel: Panel, name: str) -> tuple[np.ndarray, np.ndarray]:
