@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import string
 from collections import Counter
 from collections.abc import Callable
@@ -83,8 +84,8 @@ def outcome(make: Callable[[], Task]) -> Task | None:
 
 def dropped(task: Task) -> int:
     """Rows that `describe` says were left out."""
-    _, found, rest = task.describe().partition(" held out, ")
-    return int(rest.split()[0].replace(",", "")) if found else 0
+    found = re.search(r"([\d,]+) dropped", task.describe())
+    return int(found.group(1).replace(",", "")) if found else 0
 
 
 def written(value: Any) -> str:

@@ -268,8 +268,9 @@ def test_a_kl_weight_that_is_set_anew_counts_from_the_resume_on(tmp_path):
         ]
     ):
         folder = tmp_path / str(number)
-        run(small(algorithm=before, train={"steps": 2}), folder)
-        config = small(algorithm=now, train={"steps": 3})
+        critic = {"warmup_steps": 0, "epochs": 1}
+        run(small(algorithm=before, critic=critic, train={"steps": 1}), folder)
+        config = small(algorithm=now, critic=critic, train={"steps": 2})
         vrpo.train(config, out=folder, resume=True, allow_changes=True, display=Quiet())
         last = lines(folder)[-1]
         assert -last["objective/non_score_reward"] / last["objective/kl"] == pytest.approx(now["kl_coef"])

@@ -280,7 +280,7 @@ def test_what_comes_after_a_cell_fails_for_that_cell_alone(write, runs, tmp_path
     assert len(started.read_text().split()) == len(cells)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_reaches_the_study_alone_which_asks_its_cells_to_stop(write, runs, tmp_path, sent):
     """A terminal sends it to every process of the foreground group; a cell hears one signal all the same, SIGTERM."""
     heard = tmp_path / "heard"
