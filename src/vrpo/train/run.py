@@ -136,7 +136,7 @@ def _slow_critic(config: Config) -> list[str]:
         return []
     return [
         f"note: critic.learning_rate={config.critic.learning_rate:g} is below train.learning_rate={config.train.learning_rate:g}; a critic "
-        "that learns more slowly than the policy explains little: ours have five times the policy's rate"
+        "that learns more slowly than the policy explains little: in the recipes it has two to five times the policy's rate"
     ]
 
 
