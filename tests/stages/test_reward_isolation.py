@@ -59,6 +59,15 @@ def judged(
     return [(s.reward, fault_kind(s.errors[0]) if s.errors else None) for s in scored]
 
 
+def test_an_array_is_a_list_of_values_there_too():
+    def lengths(completions, **_):
+        import numpy
+
+        return numpy.array([len(text) for text in completions])
+
+    assert judged(lengths, "a", "abc") == [(1.0, None), (3.0, None)]
+
+
 def each(do):
     """A function that does `do` to every completion; what `do` returns is the verdict."""
 

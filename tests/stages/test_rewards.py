@@ -165,7 +165,8 @@ def test_unusable_values_mask_their_sample_alone(value):
         ([1.0], "f: returned 1 values for 4 completions"),
         ([1.0] * 5, "returned 5 values for 4"),
         (1.0, "returned a float, a list of 4"),
-        (torch.ones(4), "returned a Tensor.*tolist"),
+        (torch.ones(3), "returned 3 values for 4"),
+        (np.array(1.0), "returned a float, a list of 4"),
         (None, "returned a NoneType"),
     ],
 )
@@ -173,6 +174,11 @@ def test_a_broken_contract_stops_the_step(value, message):
     with pytest.raises(RewardError, match=message) as caught:
         judge(lambda completions: value, name="f")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor])
+def test_an_array_or_a_tensor_is_a_list_of_values(make):
+    assert values(judge(lambda completions: make([1.0, 0.5, 0.0, 1.0]))) == [1.0, 0.5, 0.0, 1.0]
 
 
 def test_one_raising_sample_costs_only_itself():

@@ -166,8 +166,8 @@ class InWorker:
         answer = self._ask(message, self._timeout, "no answer within")
         if "contract" in answer:
             raise RewardError(
-                f"{self._label}: returned a {answer['contract']}, a list of numbers or None is needed; use .tolist() on arrays "
-                "and tensors"
+                f"{self._label}: returned a {answer['contract']}, a list of numbers or None is needed; return one value for "
+                "each completion"
             )
         if "fault" in answer:
             raise _fault(answer["fault"])

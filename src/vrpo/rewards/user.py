@@ -287,10 +287,12 @@ def call(
     if function.accepts is not None:
         arguments = {name: value for name, value in arguments.items() if name in function.accepts}
     values = _call(function.function, arguments)
+    if hasattr(values, "tolist"):  # an array, a tensor, a column of a table
+        values = values.tolist()
     if not isinstance(values, (list, tuple)):
         raise RewardError(
             f"{function.name}: returned a {type(values).__name__}, a list of {len(rollouts)} numbers or None is needed; "
-            "use .tolist() on arrays and tensors"
+            "return one value for each completion"
         )
     if len(values) != len(rollouts):
         raise RewardError(

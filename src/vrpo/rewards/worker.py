@@ -61,6 +61,8 @@ def _judge(function: Callable[..., Any], message: bytes) -> dict[str, Any]:
         values = function(**pickle.loads(message))
         if inspect.isawaitable(values):
             values = asyncio.run(_wait(values))
+        if hasattr(values, "tolist"):  # an array, a tensor, a column of a table
+            values = values.tolist()
     except MemoryError:
         return {"fault": ["memory", OUT_OF_MEMORY]}
     except BaseException as error:
