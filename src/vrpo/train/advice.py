@@ -27,8 +27,8 @@ MEASURED = {
     ("flips", "GRPO with denoiser"): 0.609,
     ("flips_clean", "GRPO"): 0.636,
     ("flips_clean", "VRPO"): 0.666,
-    ("hard_noise", "GRPO"): 0.544,
-    ("hard_noise", "GRPO with denoiser"): 0.595,
+    ("hard_noise", "GRPO"): 0.530,
+    ("hard_noise", "GRPO with denoiser"): 0.597,
     ("few_prompts", "GRPO"): 0.427,
     ("few_prompts_listening", "GRPO with denoiser"): 0.351,
 }
