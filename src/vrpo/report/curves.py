@@ -96,10 +96,9 @@ def _fill(axes: Any, panel: Panel, records: Sequence[Record]) -> None:
     axes.set_title(panel.title, fontsize=10)
     axes.grid(alpha=0.25)
     drawn: dict[str, str] = {}
-    for record, colour in zip(records, cycle(COLOURS), strict=False):
-        known = _known(record, panel)
-        for (label, name), dash in zip(panel.lines.items(), DASHES, strict=False):
-            if name in known:
+    for (label, name), dash in zip(panel.lines.items(), DASHES, strict=False):
+        for record, colour in zip(records, cycle(COLOURS), strict=False):
+            if name in _known(record, panel):
                 axes.plot(*_curve(record, panel, name), dash, color=colour, linewidth=1.6)
                 drawn[label] = dash
     if any(drawn):
