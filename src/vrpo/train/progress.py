@@ -97,7 +97,8 @@ class Terminal:
         few = (
             f" ({result.judged} of {result.prompts} prompts judged)" if result.judged < result.prompts else ""
         )
-        self._clean = f"  clean {result.greedy:.3f} at step {step}{few}"
+        of = f" of {result.judged}" if few else ""
+        self._clean = f"  clean {result.greedy:.3f}{of} at step {step}"
         if self._progress is None:
             line = f"{self._name} step {step}  clean accuracy: greedy {result.greedy:.3f}, sampled {result.sampled:.3f}{few}"
             if result.denoiser_greedy is not None:
