@@ -110,9 +110,11 @@ def test_a_pause_is_of_its_step_whatever_the_schedule_becomes(tmp_path, whole, m
 
 
 def test_a_pause_before_the_gaussian_channel_has_started_is_saved(tmp_path, monkeypatch):
-    """Until its first step nothing is denoised: the batch has one tensor under two names."""
+    """Until rewards differ nothing is denoised: the batch has one tensor under two names."""
+    rewards = {"functions": [{"type": "exact", "column": "source"}], "noise": []}  # 0 for every response
     data = {
         "algorithm": "grpo",
+        "rewards": rewards,
         "train": {"steps": 1},
         "denoiser": {"channel": "gaussian"},
     }
