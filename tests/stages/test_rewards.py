@@ -231,17 +231,23 @@ def test_whatever_fails_the_rest_keeps_its_value(broken):
 def test_arguments_of_text_prompts():
     seen = {}
 
-    def spy(prompts, completions, completion_ids, **columns):
-        seen.update(prompts=prompts, completions=completions, ids=completion_ids, columns=columns)
+    def spy(prompts, completions, completion_ids, stops, **columns):
+        seen.update(
+            prompts=prompts, completions=completions, ids=completion_ids, stops=stops, columns=columns
+        )
         return [0.0] * len(prompts)
 
     judge(
         spy,
-        [make_rollout("a", answer="1", level=3), make_rollout("b", prompt_index=1, answer="2", num_tokens=3)],
+        [
+            make_rollout("a", answer="1", level=3),
+            make_rollout("b", prompt_index=1, answer="2", num_tokens=3, stop="length"),
+        ],
     )
     assert seen["prompts"] == ["question 0", "question 1"]
     assert seen["completions"] == ["a", "b"]
     assert seen["ids"] == [[7, 8], [7, 8, 9]]  # response tokens alone, as plain lists
+    assert seen["stops"] == ["eos", "length"]
     assert seen["columns"] == {"answer": ["1", "2"], "level": [3, None]}
 
 

@@ -26,7 +26,7 @@ from vrpo.rewards.isolation import InThread, InWorker, Isolation
 from vrpo.rewards.worker import spread
 from vrpo.types import Rollout
 
-PROVIDED = ("prompts", "completions", "completion_ids")
+PROVIDED = ("prompts", "completions", "completion_ids", "stops")
 """Arguments that are not columns."""
 
 
@@ -283,6 +283,7 @@ def call(
         "prompts": [_written(rollout.prompt.prompt) for rollout in rollouts],
         "completions": [_completion(rollout) for rollout in rollouts],
         "completion_ids": [rollout.token_ids[rollout.action_mask].tolist() for rollout in rollouts],
+        "stops": [rollout.stop for rollout in rollouts],
     }
     if function.accepts is not None:
         arguments = {name: value for name, value in arguments.items() if name in function.accepts}

@@ -4,7 +4,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from vrpo.types import Prompt, Rollout
+from vrpo.types import Prompt, Rollout, Stop
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.role not in ['system', 'user', 'assistant'] %}{{ raise_exception('no role ' + m.role) }}"
@@ -39,6 +39,7 @@ def make_rollout(
     prompt=None,
     prompt_id: str | None = None,
     num_tokens: int = 2,
+    stop: Stop = "eos",
     **columns,
 ) -> Rollout:
     """A rollout of a two-token prompt; `num_tokens` response tokens 7, 8, 9, ..."""
@@ -58,7 +59,7 @@ def make_rollout(
         logprobs=zeros,
         policy_logprobs=zeros,
         completion=completion,
-        stop="eos",
+        stop=stop,
         policy_version=0,
     )
 
