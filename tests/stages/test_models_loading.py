@@ -3,6 +3,7 @@
 import json
 import zipfile
 
+import peft
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
@@ -138,6 +139,21 @@ def test_lora_targets_that_do_not_exist(tokenizer):
         policy_from_model(
             build_model("llama"), tokenizer, config=config("x", lora=LoraConfig(target_modules=("nothere",)))
         )
+    assert one_line(error)
+
+
+def test_an_adapter_is_not_trained_in_place_of_the_one_that_was_asked_for(tokenizer):
+    def wrapped(**settings):
+        with peft_warnings():
+            model = peft.get_peft_model(build_model("llama"), peft.LoraConfig(r=4, lora_alpha=8))
+        return policy_from_model(model, tokenizer, config=config("x", **settings))
+
+    for same in ({}, {"lora": LoraConfig(rank=4, alpha=8)}):
+        assert wrapped(**same).adapter
+    with pytest.raises(
+        ModelError, match=r"rank 16 and alpha 8.*rank 4 and alpha 8.*leave model\.lora out"
+    ) as error:
+        wrapped(lora=LoraConfig(rank=16, alpha=8))
     assert one_line(error)
 
 

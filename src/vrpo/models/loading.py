@@ -125,7 +125,7 @@ def load_policy(config: ModelConfig, *, seed: int = 0, tokenizer: Any = None) ->
     """The model of `config` with fp32 weights on its device, ready to be trained.
 
     A folder written by a LoRA run (with adapter_config.json) opens as its base model with that adapter, which is
-    trained further; `lora` is not read then.
+    trained further; `lora` must then be unset, or of its rank and alpha.
 
     Args:
         config: the model section.
@@ -151,7 +151,7 @@ def policy_from_model(model: Any, tokenizer: Any, *, config: ModelConfig, seed: 
 
     Args:
         model: a causal language model of `transformers`, or a `peft` model around one with a LoRA adapter, which
-            is trained further; `config.lora` is not read then.
+            is trained further; `config.lora` must then be unset, or of its rank and alpha.
         tokenizer: its tokenizer.
         config: device, dtype and LoRA settings; `path` is only a name for messages.
         seed: as in `load_policy`.
@@ -178,7 +178,7 @@ def policy_from_model(model: Any, tokenizer: Any, *, config: ModelConfig, seed: 
             "correct it"
         )
     if isinstance(model, PeftModel):
-        _check_adapter(model)
+        _check_adapter(model, config)
     model = model.float()
     fresh = None if isinstance(model, PeftModel) else config.lora
     if fresh is not None:
@@ -302,13 +302,19 @@ def copy_adapter(backbone: nn.Module, model: Any) -> nn.Module:
     return copied
 
 
-def _check_adapter(model: Any) -> None:
-    """One LoRA adapter under peft's usual name: what is saved in one folder, and what a critic can copy."""
+def _check_adapter(model: Any, config: ModelConfig) -> None:
+    """One LoRA adapter under peft's usual name, as what is saved in one folder and what a critic can copy; the one asked for."""
     found = {name: str(settings.peft_type.value) for name, settings in model.peft_config.items()}
     if found != {"default": "LORA"}:
         raise ModelError(
             f"the model carries the adapters {found}, one LoRA adapter named 'default' is needed; merge them "
             "(merge_and_unload) and set model.lora"
+        )
+    has, asked = model.peft_config["default"], config.lora
+    if asked is not None and (has.r, has.lora_alpha) != (asked.rank, asked.alpha):
+        raise ModelError(
+            f"model.lora asks for rank {asked.rank} and alpha {asked.alpha}, but {config.path!r} has an adapter of rank "
+            f"{has.r} and alpha {has.lora_alpha}, which is trained further; leave model.lora out, or merge the adapter"
         )
 
 
