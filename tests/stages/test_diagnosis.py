@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -468,6 +469,9 @@ def test_disagreement_and_missing_rewards():
     assert found.missing == pytest.approx(0.2, abs=0.04)
     lines = advise(found)
     assert any("a, b agree little" in line for line in lines) and any("are missing" in line for line in lines)
+    # a lone null beside lists of scorings stands for all of its own
+    twice = [j if j.rewards == (None,) else replace(j, rewards=j.rewards * 2) for j in sample(change=parts)]
+    assert diagnose(twice).missing == pytest.approx(found.missing)
     with pytest.raises(DataError, match="no reward among them"):
         diagnose([Judged(prompt_id="p", completion="x", length=1, rewards=(None,))])
 

@@ -51,7 +51,7 @@ class Diagnosis:
     completions: int
     prompts: int
     missing: float
-    """Share of scorings without a reward."""
+    """Share of a completion's scorings without a reward, mean over completions; a lone null counts as all of them."""
     binary: bool
     """Whether every reward is 0 or 1."""
     mean: float
@@ -156,7 +156,6 @@ def diagnose(judged: Sequence[Judged]) -> Diagnosis:
             f"{len(judged)} completions and no reward among them, at least 1 is needed; look at the reward's errors"
         )
     rewards = np.array([j.rewards[0] for j in known], dtype=np.float64)
-    scorings = [r for j in judged for r in j.rewards]
     binary = bool(np.isin(rewards, (0.0, 1.0)).all())
     repeat_share, repeat_variance = _repeats(judged)
     groups: dict[str, list[int]] = defaultdict(list)
@@ -173,7 +172,7 @@ def diagnose(judged: Sequence[Judged]) -> Diagnosis:
     return Diagnosis(
         completions=len(judged),
         prompts=len(groups),
-        missing=sum(r is None for r in scorings) / len(scorings),
+        missing=float(np.mean([np.mean([r is None for r in j.rewards]) for j in judged])),
         binary=binary,
         mean=float(rewards.mean()),
         spread=float(rewards.std()),
