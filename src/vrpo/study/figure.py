@@ -49,10 +49,10 @@ def draw_all(cells: Sequence[Cell], rows: Sequence[Row], out: Path) -> list[Path
                 for answers in ("greedy", "sampled")
             },
         ),
-        "noise": _accuracy_against_noise(cells, rows),
+        "noise": accuracy_against_noise(cells, rows),
     }
-    if any(EQUAL in row.values for row in rows):
-        figures["sharpness"] = _accuracy_against_entropy(rows, _colours(cells))
+    if any(EQUAL in row.estimates for row in rows):
+        figures["sharpness"] = accuracy_against_entropy(rows, cells)
     critics = [cell for cell in cells if cell.config.critic is not None]
     if critics:
         label = f"explained variance of clean outcomes,\nmean of {SMOOTHING} steps"
@@ -168,7 +168,7 @@ def _explained_variance(runs: Sequence[Cell], *, out: Path) -> Curve:
     return (np.arange(blocks) + 1) * width, mean
 
 
-def _accuracy_against_noise(cells: Sequence[Cell], rows: Sequence[Row]) -> Figure:
+def accuracy_against_noise(cells: Sequence[Cell], rows: Sequence[Row]) -> Figure:
     """Final clean accuracy, one row per way to compare, one point per method and noise with its interval.
 
     Over the flip rate, with lines between, when every noise of the study is a symmetric flip or none; else side by side.
@@ -177,7 +177,7 @@ def _accuracy_against_noise(cells: Sequence[Cell], rows: Sequence[Row]) -> Figur
     rates = _flip_rates(cells)
     places = rates or {noise: float(i) for i, noise in enumerate(noises)}
     with mpl.rc_context(STYLE):
-        known = {by: name for by, name in COMPARED.items() if all(row.estimates.get(name) for row in rows)}
+        known = {by: name for by, name in COMPARED.items() if any(row.estimates.get(name) for row in rows)}
         figure = new_figure(max(6.0, 3.0 + 1.3 * len(noises)), 3.3 * len(known))
         panels = figure.subplots(len(known), 1, sharex=True)
         for panel, (by, name) in zip(panels, known.items(), strict=True):
@@ -206,9 +206,11 @@ def _points(
     for number, (method, colour) in enumerate(colours.items()):
         aside = (number - (len(colours) - 1) / 2) * width
         points = [
-            (places[row.noise] + aside, estimate)
+            (places[noise] + aside, estimate)
+            for noise in sorted(places, key=places.__getitem__)
             for row in rows
-            if row.method == method and (estimate := row.estimates[name]) is not None
+            if (row.method, row.noise) == (method, noise)
+            and (estimate := row.estimates.get(name)) is not None
         ]
         if not points:
             continue
@@ -222,9 +224,10 @@ def _with_intervals(panel: Any, x: Sequence[float], estimates: Sequence[Estimate
     panel.errorbar(x, y, yerr=np.abs(ends - y), marker="o", markersize=4, capsize=3, **style)
 
 
-def _accuracy_against_entropy(rows: Sequence[Row], colours: Mapping[str, str]) -> Figure:
+def accuracy_against_entropy(rows: Sequence[Row], cells: Sequence[Cell]) -> Figure:
     """Sampled accuracy over entropy, a panel per noise, a line per method through its temperatures, hottest right."""
     noises = list(dict.fromkeys(row.noise for row in rows))
+    colours = _colours(cells)
     with mpl.rc_context(STYLE):
         figure = new_figure(2.8 + 4.2 * len(noises), 3.8)
         grid = figure.subplots(1, len(noises), sharey=True, squeeze=False)[0]
@@ -243,7 +246,7 @@ def _accuracy_against_entropy(rows: Sequence[Row], colours: Mapping[str, str]) -
 
 
 def _sharpness_line(panel: Any, row: Row, colour: str) -> None:
-    names = [name.removeprefix("entropy_at_") for name in row.values if name.startswith("entropy_at_")]
+    names = [name.removeprefix("entropy_at_") for name in row.estimates if name.startswith("entropy_at_")]
     both = [(row.estimates[f"entropy_at_{t}"], row.estimates[f"sampled_at_{t}"]) for t in names]
     points = [(entropy.value, accuracy) for entropy, accuracy in both if entropy and accuracy]
     entropies, accuracies = zip(*points, strict=True)

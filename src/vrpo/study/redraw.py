@@ -1,0 +1,106 @@
+"""Figures from records instead of runs: `python -m vrpo.study.redraw noise|sharpness FILE.png RECORD.json [RECORD.json ...]`.
+
+A record is what `vrpo study --record` wrote; runs are large and need not be kept. `noise` has final accuracies under every noise kind of
+all records, `sharpness` sampled accuracy over entropy. Methods are those of the first record. Each record's study is read too, from where
+its command says, for what its noise kinds are: run this in the folder those commands were run in.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from vrpo.errors import ConfigError
+from vrpo.study.config import Cell, read_study
+from vrpo.study.figure import accuracy_against_entropy, accuracy_against_noise
+from vrpo.study.results import Row
+from vrpo.study.statistics import Estimate
+
+KINDS = ("noise", "sharpness")
+
+
+def read_record(path: Path) -> tuple[list[Cell], list[Row]]:
+    """The cells of a record's study and the record's rows.
+
+    Raises:
+        ConfigError: it is no record, its study is not there, or the study has no such method or noise kind.
+    """
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        study = Path(shlex.split(kept["command"])[2])
+        rows = [_row(row) for row in kept["rows"]]
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: {error!r}; give records of `vrpo study --record FILE`") from error
+    _, cells = read_study(study, [])
+    known = {(cell.method, cell.noise) for cell in cells}
+    for row in rows:
+        if (row.method, row.noise) not in known:
+            raise ConfigError(
+                f"{path} has {row.method!r} under {row.noise!r} and {study} has not; give records of studies as they are"
+            )
+    return cells, rows
+
+
+def figure_of(kind: str, records: Mapping[Path, tuple[Sequence[Cell], Sequence[Row]]]) -> Figure:
+    """One figure of all records.
+
+    Args:
+        kind: one of `KINDS`.
+        records: path -> what `read_record` gives. A noise kind that two have gets the name of its recipe's folder.
+
+    Raises:
+        ConfigError: `sharpness` of a record without temperatures.
+    """
+    of_first = {row.method for row in next(iter(records.values()))[1]}
+    names = [noise for _, rows in records.values() for noise in {row.noise for row in rows}]
+    cells: list[Cell] = []
+    rows: list[Row] = []
+    for path, (its_cells, its_rows) in records.items():
+        told = {name: f"{name}, {path.parent.name}" if names.count(name) > 1 else name for name in names}
+        cells += [replace(c, noise=told[c.noise]) for c in its_cells if c.method in of_first]
+        rows += [replace(r, noise=told[r.noise]) for r in its_rows if r.method in of_first]
+    if kind == "noise":
+        return accuracy_against_noise(cells, rows)
+    if lacking := [row for row in rows if row.estimates.get("equal_entropy") is None]:
+        raise ConfigError(
+            f"{lacking[0].method} under {lacking[0].noise!r} was not sampled at several temperatures; give records of studies with "
+            "`temperatures`"
+        )
+    return accuracy_against_entropy(rows, cells)
+
+
+def _row(row: Mapping[str, Any]) -> Row:
+    estimates = {
+        name: Estimate(**value)
+        for name, value in row.items()
+        if isinstance(value, dict) and value.keys() == {"value", "low", "high"}
+    }
+    return Row(
+        method=row["method"], noise=row["noise"], seeds=tuple(row["seeds"]), values={}, estimates=estimates
+    )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The command: its exit status."""
+    if len(arguments) < 3 or arguments[0] not in KINDS or not arguments[1].endswith((".png", ".svg")):
+        print(
+            "usage: python -m vrpo.study.redraw noise|sharpness FILE.png|FILE.svg RECORD.json [...]",
+            file=sys.stderr,
+        )
+        return 2
+    kind, out, *paths = arguments
+    try:
+        figure_of(kind, {Path(path): read_record(Path(path)) for path in paths}).savefig(out, dpi=150)
+    except (ConfigError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
