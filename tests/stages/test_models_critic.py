@@ -336,6 +336,54 @@ def test_a_critic_of_fewer_layers_is_the_lower_part_and_comes_back(make_policy, 
     assert torch.equal(values(again, INPUT_IDS, ATTENTION), values(critic, INPUT_IDS, ATTENTION))
 
 
+def lora_critic(tokenizer, folder, config, *, rank=2):
+    """The critic of a LoRA policy, trained a little, and that policy."""
+    build_model("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    model = ModelConfig(path=str(folder), device="cpu", lora=LoraConfig(rank=rank))
+    policy = load_policy(model)
+    critic = Critic.from_policy(policy, config, seed=0, lora=model.lora)
+    train_once(critic)
+    return critic, policy
+
+
+def test_an_adapter_on_fewer_layers_comes_back_on_as_many(tokenizer, tmp_path):
+    config = PLAIN.model_copy(update={"layers": 1})
+    critic, policy = lora_critic(tokenizer, tmp_path / "base", config)
+    critic.save_pretrained(tmp_path / "critic")
+    for told in (config, PLAIN):  # the folder knows
+        again = Critic.from_pretrained(tmp_path / "critic", policy, told)
+        assert len(again.features.layers) == 1
+        assert torch.equal(values(again, INPUT_IDS, ATTENTION), values(critic, INPUT_IDS, ATTENTION))
+    with pytest.raises(ModelError, match=r"layers=2 cannot shorten"):
+        Critic.from_pretrained(tmp_path / "critic", policy, PLAIN.model_copy(update={"layers": 2}))
+
+
+def test_a_saved_adapter_is_not_trained_in_place_of_the_one_asked_for(tokenizer, tmp_path):
+    critic, policy = lora_critic(tokenizer, tmp_path / "base", PLAIN)
+    critic.save_pretrained(tmp_path / "critic")
+    config = PLAIN.model_copy(update={"path": str(tmp_path / "critic")})
+    assert Critic.from_policy(policy, config, seed=0, lora=LoraConfig(rank=2)).adapter
+    with pytest.raises(ModelError, match=r"rank 8 and alpha 32.*rank 2 and alpha 32"):
+        Critic.from_policy(policy, config, seed=0, lora=LoraConfig(rank=8))
+
+
+def test_a_head_says_whose_features_it_reads(make_policy, tmp_path):
+    policy = make_policy("llama")
+    belief = PLAIN.model_copy(update={"features": "belief"})
+    Critic.from_policy(policy, belief, seed=0).save_pretrained(tmp_path)
+    Critic.from_pretrained(tmp_path, policy, belief)
+    with pytest.raises(ModelError, match=r"'source': 'belief'.*'source': 'uncertainty'"):
+        Critic.from_pretrained(tmp_path, policy, PLAIN.model_copy(update={"features": "uncertainty"}))
+    written = json.loads((tmp_path / "value_head.json").read_text())
+    del written["source"], written["layers"]  # as earlier versions wrote it
+    (tmp_path / "value_head.json").write_text(json.dumps(written))
+    Critic.from_pretrained(tmp_path, policy, belief)
+    (tmp_path / "value_head.json").write_text("[]")
+    with pytest.raises(ModelError, match="is no object"):
+        Critic.from_pretrained(tmp_path, policy, belief)
+
+
 def test_more_layers_than_there_are_is_refused(make_policy):
     with pytest.raises(ModelError, match=r"layers=3.*has 2 layers"):
         Critic.from_policy(make_policy("llama"), PLAIN.model_copy(update={"layers": 3}), seed=0)

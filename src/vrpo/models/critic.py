@@ -27,7 +27,7 @@ from vrpo.errors import ModelError
 from vrpo.models.backbone import shared_limit, spread, states_at, within
 from vrpo.models.depth import keep_layers
 from vrpo.models.heads import BottleneckHead, HeadOutput, InformedHead, ScalarHead, ValueHead, build_head
-from vrpo.models.loading import add_adapter, copy_adapter, load_backbone, resolve_path
+from vrpo.models.loading import add_adapter, check_rank, copy_adapter, load_backbone, resolve_path
 from vrpo.models.policy import Policy, frozen_head
 from vrpo.rng import stream_seed
 from vrpo.types import SharedPrompts
@@ -100,7 +100,7 @@ class Critic(nn.Module):
             config: the critic section.
             seed: root of the streams "critic-head" and "critic-adapter".
             lora: settings of a fresh adapter (the model section's); None trains all of a backbone from
-                `config.path`. Not read where there is an adapter to go on with, the policy's or that of the path.
+                `config.path`. Where that has an adapter to go on with, it must have this rank and alpha.
             trust_remote_code: as in the model section, for `config.path`.
 
         Raises:
@@ -114,15 +114,23 @@ class Critic(nn.Module):
             )
         if config.trunk == "policy":
             return cls._borrowing(policy, config, seed)
+        folder = None if config.path is None else Path(resolve_path(config.path))
+        saved = folder if folder is not None and (folder / HEAD_SETTINGS).is_file() else None
         if config.path is not None:
-            backbone, adapter = load_backbone(config.path, trust_remote_code=trust_remote_code)
+            backbone, adapter = load_backbone(
+                config.path,
+                trust_remote_code=trust_remote_code,
+                layers=None if saved is None else _saved_settings(saved).get("layers"),
+            )
+            if adapter:
+                check_rank(backbone, lora, config.path)
         elif policy.base_is_initial and lora is None:
             raise ModelError(
                 "the policy has a fresh adapter and the critic's has no settings; give lora=, those of model.lora"
             )
         else:
             backbone, adapter = _copy_of_backbone(policy)
-        if config.layers is not None:
+        if config.layers not in (None, backbone.config.get_text_config(decoder=True).num_hidden_layers):
             if adapter:
                 raise ModelError(
                     f"critic.layers={config.layers} cannot shorten a model that has a trained adapter; set critic.layers: null, "
@@ -136,9 +144,8 @@ class Critic(nn.Module):
             adapter = True
         width = _hidden_size(backbone)
         head = _fresh_head(config, width, seed)
-        folder = None if config.path is None else Path(resolve_path(config.path))
-        if folder is not None and (folder / HEAD_SETTINGS).is_file():
-            load_head(head, folder)
+        if saved is not None:
+            load_head(head, saved)
         lm_head = None if config.semantic.mode == "off" else frozen_head(policy)
         _check_fit(config, policy, backbone, width, lm_head)
         critic = cls(backbone, head, lm_head, compute_dtype=policy.compute_dtype, adapter=adapter)
@@ -237,7 +244,7 @@ class Critic(nn.Module):
         Args:
             hidden: value features, from `states_at`.
             noise: [N, K], standard normal; None takes the mean of z.
-            features: [N, F] uncertainty features of the same states; read with `critic.features: uncertainty` alone.
+            features: [N, F] uncertainty features of the same states; not read with `critic.features: none`.
         """
         return self.head(hidden, noise, features)
 
@@ -279,9 +286,10 @@ class Critic(nn.Module):
             {k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()},
             folder / HEAD_WEIGHTS,
         )
-        (folder / HEAD_SETTINGS).write_text(
-            json.dumps(_settings(self.head), indent=2) + "\n", encoding="utf-8"
-        )
+        settings = _settings(self.head)
+        if self.backbone is not None:  # an adapter's folder names a base model, and that may have more
+            settings["layers"] = self.features.config.get_text_config(decoder=True).num_hidden_layers
+        (folder / HEAD_SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _copy_of_backbone(policy: Policy) -> tuple[nn.Module, bool]:
@@ -308,7 +316,11 @@ def _hidden_size(backbone: Any) -> int:
 def _settings(head: ValueHead) -> dict[str, str | int]:
     match head:
         case InformedHead():
-            return {**_settings(head.head), "features": head.branch.inner.in_features}
+            return {
+                **_settings(head.head),
+                "features": head.branch.inner.in_features,
+                "source": head.source,
+            }
         case ScalarHead():
             kind = "scalar"
         case BottleneckHead():
@@ -323,20 +335,37 @@ def _settings(head: ValueHead) -> dict[str, str | int]:
 
 def load_head(head: ValueHead, folder: Path) -> None:
     """Fill `head` with the weights saved in `folder`, which must be of the same kind and size."""
+    saved, wanted = _saved_settings(folder), _settings(head)
+    saved.pop("layers", None)
+    if "features" in saved and "source" in wanted:  # not written by earlier versions
+        saved.setdefault("source", wanted["source"])
     try:
-        saved = json.loads((folder / HEAD_SETTINGS).read_text(encoding="utf-8"))
         weights = load_file(folder / HEAD_WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(
-            f"the value head in {str(folder)!r} cannot be read: {error}; save the critic again, or give another folder"
-        ) from error
-    wanted = _settings(head)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(folder, error) from error
     if saved != wanted:
         raise ModelError(
             f"the value head in {str(folder)!r} is {saved}, but critic.head and the backbone ask for {wanted}; make "
             "critic.head agree, or delete the value_head files to start with a fresh head"
         )
     head.load_state_dict(weights)
+
+
+def _saved_settings(folder: Path) -> dict[str, Any]:
+    """What `save_pretrained` wrote of a head and its backbone."""
+    try:
+        saved = json.loads((folder / HEAD_SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from error
+    if not isinstance(saved, dict):
+        raise _unreadable(folder, f"{HEAD_SETTINGS} is no object")
+    return saved
+
+
+def _unreadable(folder: Path, why: object) -> ModelError:
+    return ModelError(
+        f"the value head in {str(folder)!r} cannot be read: {why}; save the critic again, or give another folder"
+    )
 
 
 def _check_fit(

@@ -13,7 +13,7 @@ The bottleneck is the variational one of VRPO (arXiv:2508.03058); dimensions and
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import torch
 from jaxtyping import Float
@@ -143,12 +143,24 @@ class UncertaintyBranch(nn.Module):
 
 @final
 class InformedHead(nn.Module):
-    """Another head's outputs plus what the frozen model's uncertainty says: head(h) + branch(f)."""
+    """Another head's outputs plus what a language model's uncertainty says: head(h) + branch(f).
 
-    def __init__(self, head: "ScalarHead | BottleneckHead", branch: UncertaintyBranch) -> None:
+    Args:
+        head: the other head.
+        branch: reads the features.
+        source: whose they are, as `critic.features` says: the frozen model's or the denoiser's.
+    """
+
+    def __init__(
+        self,
+        head: "ScalarHead | BottleneckHead",
+        branch: UncertaintyBranch,
+        source: Literal["uncertainty", "belief"],
+    ) -> None:
         super().__init__()
         self.head = head
         self.branch = branch
+        self.source = source
 
     @property
     def regression(self) -> Regression:
@@ -205,7 +217,8 @@ def build_head(config: learning.CriticConfig, hidden_size: int, *, generator: to
     if config.features == "none":
         return head
     outputs = outputs_of(config.regression)
-    return InformedHead(head, UncertaintyBranch(len(UNCERTAINTY_FEATURES), outputs, generator=generator))
+    branch = UncertaintyBranch(len(UNCERTAINTY_FEATURES), outputs, generator=generator)
+    return InformedHead(head, branch, config.features)
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from vrpo.config.run import LoraConfig, ModelConfig
 from vrpo.errors import ModelError
+from vrpo.models.depth import keep_layers
 from vrpo.models.policy import Policy
 from vrpo.rng import stream_seed
 
@@ -236,13 +237,21 @@ def load_pretrained(
     return model
 
 
-def load_backbone(path: str, *, trust_remote_code: bool) -> tuple[Any, bool]:
-    """The backbone (no language-model head) of a folder or hub model, and whether it carries an adapter."""
+def load_backbone(path: str, *, trust_remote_code: bool, layers: int | None = None) -> tuple[Any, bool]:
+    """The backbone (no language-model head) of a folder or hub model, and whether it carries an adapter.
+
+    Args:
+        path: the folder or hub name.
+        trust_remote_code: run Python files of the model's folder.
+        layers: how many of an adapter's base model it was made for; None: all.
+    """
     resolved = resolve_path(path)
     base = _adapter_base(resolved)
     backbone = load_pretrained(AutoModel, base or resolved, name=path, trust_remote_code=trust_remote_code)
     if base is None:
         return backbone, False
+    if layers is not None:
+        keep_layers(backbone, layers)
     return open_adapter(backbone, resolved), True
 
 
@@ -310,11 +319,16 @@ def _check_adapter(model: Any, config: ModelConfig) -> None:
             f"the model carries the adapters {found}, one LoRA adapter named 'default' is needed; merge them "
             "(merge_and_unload) and set model.lora"
         )
-    has, asked = model.peft_config["default"], config.lora
+    check_rank(model, config.lora, config.path)
+
+
+def check_rank(model: Any, asked: LoraConfig | None, path: str) -> None:
+    """Refuse to go on with an adapter of another rank or alpha than the one asked for, if one is."""
+    has = model.peft_config["default"]
     if asked is not None and (has.r, has.lora_alpha) != (asked.rank, asked.alpha):
         raise ModelError(
-            f"model.lora asks for rank {asked.rank} and alpha {asked.alpha}, but {config.path!r} has an adapter of rank "
-            f"{has.r} and alpha {has.lora_alpha}, which is trained further; leave model.lora out, or merge the adapter"
+            f"model.lora asks for rank {asked.rank} and alpha {asked.alpha}, but {path!r} has an adapter of rank {has.r} and "
+            f"alpha {has.lora_alpha}, which is trained further; leave model.lora out, or merge the adapter"
         )
 
 
