@@ -99,6 +99,22 @@ def message(changes: dict) -> str:
         (
             {
                 "critic": {"regression": "bce"},
+                "algorithm": "vrpo",
+                "rewards": {"noise": {"type": "gaussian", "sigma": 0.5}},
+            },
+            ["rewards.noise=gaussian", "regression=bce", "hl_gauss"],
+        ),
+        (
+            {
+                "critic": {"regression": "bce"},
+                "algorithm": "vrpo",
+                "denoiser": {"channel": "gaussian"},
+            },
+            ["denoiser.channel=gaussian", "regression=bce", "mse"],
+        ),
+        (
+            {
+                "critic": {"regression": "bce"},
                 "denoiser": {},
                 "algorithm": {"type": "vrpo", "belief_coef": 0.3},
             },

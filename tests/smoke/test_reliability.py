@@ -160,6 +160,25 @@ def test_a_judge_that_is_gone_takes_no_finished_step_with_it(tmp_path, fails_at)
     assert [m["step"] for m in lines(tmp_path / "run")] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("regression", ["bce", "hl_gauss"])
+def test_a_reward_no_critic_can_read_takes_no_finished_step_with_it(tmp_path, regression):
+    calls = []
+
+    def judge(prompts, completions, **columns):
+        calls.append(len(completions))
+        return [3.0 if len(calls) > 4 else float(len(c) % 2) for c in completions]
+
+    config = python_config(steps=4, checkpoint_every=0, eval_every=0)
+    config = config.model_copy(
+        update={"critic": config.critic.model_copy(update={"regression": regression, "warmup_steps": 0})}
+    )
+    trainer = vrpo.Trainer("vrpo:tiny", judge, rows(), config=config, output_dir=tmp_path / "run")
+    with pytest.raises(ConfigError, match=rf"critic\.regression={regression} got the return"):
+        trainer.train(display=Quiet())
+    (done,) = checkpoint.steps_in(tmp_path / "run" / "checkpoints")
+    assert done == len(lines(tmp_path / "run")) > 0
+
+
 def test_a_signal_while_a_reward_function_is_stuck_stops_at_once(tmp_path):
     """The second step's reward sleeps for a minute and swallows every Exception."""
     calls = []

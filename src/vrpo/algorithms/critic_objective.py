@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from vrpo.algorithms.base import Sums, read_sums
 from vrpo.config.learning import BottleneckHead, CriticConfig
 from vrpo.functional import (
+    check_targets,
     clamped_nll,
     ema,
     linear_kl,
@@ -120,10 +121,15 @@ class CriticObjective:
         return head.beta * state.return_variance * ramp
 
     def observe_returns(self, batch: Batch, state: CriticState) -> CriticState:
-        """The state after seeing a step's targets: the scale of beta follows Var(R)."""
+        """The state after seeing a step's targets: the scale of beta follows Var(R).
+
+        Raises:
+            ConfigError: `critic.regression` cannot represent one of them. No weight has moved yet.
+        """
         assert batch.targets is not None, "annotate comes first"
         if batch.num_tokens == 0:
             return state  # every reward of the step is missing: nothing was seen
+        check_targets(batch.targets[batch.mask], self.config.regression)
         variance = float(masked_var(batch.targets, batch.mask))
         return replace(
             state, return_variance=ema(state.return_variance, variance, decay=RETURN_VARIANCE_DECAY)

@@ -213,6 +213,10 @@ class KeywordBiasNoise(Strict):
     """Reward added when the phrase occurs."""
 
 
+ADDED_NOISE = (GaussianNoise, LengthBiasNoise, KeywordBiasNoise)
+"""Noise that is added to the reward, which may then be any number."""
+
+
 class MissingNoise(Strict):
     """The reward is missing altogether, with a rate per rollout; missing is never zero."""
 
@@ -325,7 +329,7 @@ class RewardsConfig(Strict):
     def _flips_come_before_additions(self) -> "RewardsConfig":
         added: str | None = None
         for noise in self.noise:
-            if isinstance(noise, (GaussianNoise, LengthBiasNoise, KeywordBiasNoise)):
+            if isinstance(noise, ADDED_NOISE):
                 added = noise.type
             elif added is not None and not isinstance(noise, MissingNoise):
                 raise ValueError(

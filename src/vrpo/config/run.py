@@ -8,7 +8,7 @@ from vrpo.config.base import Strict
 from vrpo.config.learning import AlgorithmConfig, CriticConfig, DenoiserConfig, GrpoConfig, PpoConfig
 from vrpo.config.load import explain_validation
 from vrpo.config.presets import with_preset
-from vrpo.config.rewards import GaussianNoise, KeywordBiasNoise, LengthBiasNoise, RewardsConfig
+from vrpo.config.rewards import ADDED_NOISE, RewardsConfig
 from vrpo.config.tasks import TaskConfig
 from vrpo.errors import ConfigError
 
@@ -157,7 +157,7 @@ class Config(Strict):
     def _flips_are_of_verdicts(self) -> "Config":
         if self.denoiser is not None and self.denoiser.channel == "flip":
             for noise in self.rewards.noise:
-                if isinstance(noise, (GaussianNoise, LengthBiasNoise, KeywordBiasNoise)):
+                if isinstance(noise, ADDED_NOISE):
                     raise ValueError(
                         f"denoiser.channel=flip is for rewards that are 0 or 1, and rewards.noise of type {noise.type} adds to them; set "
                         "denoiser.channel: gaussian"
@@ -232,6 +232,17 @@ class Config(Strict):
                     f"algorithm.{name}={weight:g} is paid in the reward, and takes returns below 0 where critic.regression=bce cannot "
                     f"follow; set critic.regression: mse or algorithm.{name}: 0"
                 )
+        added = next((noise.type for noise in self.rewards.noise if isinstance(noise, ADDED_NOISE)), None)
+        if added is not None:
+            raise ValueError(
+                f"rewards.noise={added} takes rewards out of 0 to 1 where critic.regression=bce cannot follow; set critic.regression: "
+                "mse or hl_gauss"
+            )
+        if self.denoiser is not None and self.denoiser.channel == "gaussian":
+            raise ValueError(
+                "denoiser.channel=gaussian gives rewards on the judge's own scale, which may leave 0 to 1 where critic.regression=bce "
+                "cannot follow; set critic.regression: mse"
+            )
         return self
 
     @model_validator(mode="after")

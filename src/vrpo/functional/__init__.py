@@ -39,6 +39,7 @@ from vrpo.functional.siblings import covered_values, sibling_correction
 from vrpo.functional.uncertainty import UNCERTAINTY_FEATURES, uncertainty_features
 from vrpo.functional.value_losses import (
     Regression,
+    check_targets,
     outputs_of,
     read_values,
     value_cross_entropy,
@@ -60,6 +61,7 @@ __all__ = [
     "SampledTokens",
     "adaptive_kl_coef",
     "auc",
+    "check_targets",
     "clamped_nll",
     "covered_values",
     "debias_rewards",

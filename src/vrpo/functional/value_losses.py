@@ -56,23 +56,34 @@ def value_cross_entropy(
     Raises:
         ConfigError: a target lies outside what the loss can represent.
     """
-    low, high = (0.0, 1.0) if kind == "bce" else (LOWEST, HIGHEST)
     targets, raw = targets.detach().float(), raw.float()
-    outside = (targets < low - TOLERANCE) | (targets > high + TOLERANCE)
-    if bool(outside.any()):
-        raise ConfigError(
-            f"critic.regression={kind} got the return {targets[outside][0].item():g}, it takes returns from {low:g} to {high:g}; "
-            "scale the reward, or use critic.regression: mse"
-        )
+    check_targets(targets, kind)
     if kind == "bce":
         return torch.nn.functional.binary_cross_entropy_with_logits(
-            raw.squeeze(-1), targets.clamp(low, high), reduction="none"
+            raw.squeeze(-1), targets.clamp(0.0, 1.0), reduction="none"
         )
     edges = torch.linspace(LOWEST, HIGHEST, BINS + 1, device=raw.device)
     sigma = SIGMA_IN_BINS * (HIGHEST - LOWEST) / BINS
     below = torch.special.ndtr((edges - targets[:, None]) / sigma)
     shares = below.diff(dim=1) / (below[:, -1:] - below[:, :1])
     return -(shares * raw.log_softmax(dim=-1)).sum(dim=-1)
+
+
+def check_targets(targets: Float[Tensor, " N"], kind: Regression) -> None:
+    """Refuse returns that the loss cannot represent: outside [0, 1] for bce, outside the bins for hl_gauss.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if kind == "mse":
+        return
+    low, high = (0.0, 1.0) if kind == "bce" else (LOWEST, HIGHEST)
+    outside = (targets < low - TOLERANCE) | (targets > high + TOLERANCE)
+    if bool(outside.any()):
+        raise ConfigError(
+            f"critic.regression={kind} got the return {targets[outside][0].item():g}, it takes returns from {low:g} to {high:g}; "
+            "scale the reward, or use critic.regression: mse"
+        )
 
 
 def _centres(device: torch.device) -> Float[Tensor, " K"]:
