@@ -100,7 +100,7 @@ def message(changes: dict) -> str:
             {
                 "critic": {"regression": "bce"},
                 "algorithm": "vrpo",
-                "rewards": {"noise": {"type": "gaussian", "sigma": 0.5}},
+                "rewards": {"noise": {"type": "gaussian", "scale": 0.5}},
             },
             ["rewards.noise=gaussian", "regression=bce", "hl_gauss"],
         ),

@@ -50,6 +50,14 @@ def test_every_token_is_recorded_with_what_is_known_of_it(runs):
         assert line["reward"] is not None or by_token["advantage"][0] == 0.0
 
 
+def test_nothing_is_learned_from_a_response_without_a_reward(tmp_path):
+    missing = {"rewards": {"noise": [{"type": "missing", "rate": 0.5}]}}
+    run(small(algorithm="grpo", train={"steps": 1}, **missing, **DENOISED), tmp_path)
+    found = responses(tmp_path)
+    assert {line["reward"] is None for line in found} == {True, False}
+    assert all(("denoised" in line["by_token"]) == (line["reward"] is not None) for line in found)
+
+
 def test_values_are_those_of_the_critic_before_the_update(runs):
     """Before its first update a critic of this kind says the same of every state but for the bottleneck's features: compare prompts."""
     first = [line for line in responses(runs["vrpo"]) if line["step"] == 1]

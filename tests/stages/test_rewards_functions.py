@@ -196,6 +196,14 @@ def test_answers_for_a_vote(config, completion, expected):
     assert answer_extractor(config)(completion) == expected
 
 
+def test_an_answer_may_be_any_of_the_rows_choices():
+    ten = {"choices": [str(i) for i in range(10)]}
+    assert answer_extractor(ChoiceReward(), ten)("The answer is J.") == "J"
+    assert (
+        answer_extractor(ChoiceReward(), {"choices": ["a", "b", "c", "d"]})("The answer is J. or B.") == "B"
+    )
+
+
 def test_majority_by_hand():
     extract = answer_extractor(ExactReward(prefix=True))
     assert majority_label(["4 a", "5", "4"], extract) == "4"

@@ -9,10 +9,10 @@ import math
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from string import ascii_uppercase
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from vrpo.config.rewards import (
@@ -95,12 +95,15 @@ def choice_function(config: ChoiceReward) -> Callable[..., list[Judged]]:
         letter = _reference(answer, config.column).strip("(). ").upper()
         if len(letter) != 1 or letter not in ascii_uppercase:
             raise ValueError(f"column {config.column!r} holds {answer!r}, a letter is needed")
-        choices = others.get("choices")
-        count = len(choices) if isinstance(choices, (list, tuple)) else DEFAULT_CHOICES
-        count = max(count, ascii_uppercase.index(letter) + 1)
+        count = max(_number_of_choices(others), ascii_uppercase.index(letter) + 1)
         return float(extract_choice(completion, count=count) == letter)
 
     return _one_by_one(judge, config.column)
+
+
+def _number_of_choices(columns: Mapping[str, Any]) -> int:
+    choices = columns.get("choices")
+    return len(choices) if isinstance(choices, (list, tuple)) else DEFAULT_CHOICES
 
 
 def extract_choice(completion: str, *, count: int = DEFAULT_CHOICES) -> str | None:
@@ -212,10 +215,16 @@ class Builtin:
         return Builtin, (self._config,)
 
 
-def answer_extractor(config: RewardFunctionConfig) -> Callable[[str], str | None]:
+def answer_extractor(
+    config: RewardFunctionConfig, columns: Mapping[str, Any] = MappingProxyType({})
+) -> Callable[[str], str | None]:
     """Completion -> the answer that `config` would judge, as text: what a majority vote counts.
 
     For a user's function it is the stripped completion.
+
+    Args:
+        config: the function.
+        columns: the row's: `choices` says how many letters there are.
     """
     match config:
         case ExactReward(prefix=prefix):
@@ -223,6 +232,6 @@ def answer_extractor(config: RewardFunctionConfig) -> Callable[[str], str | None
         case MathReward():
             return extract_math
         case ChoiceReward():
-            return extract_choice
+            return partial(extract_choice, count=_number_of_choices(columns))
         case FunctionReward() | HttpReward():
             return lambda completion: completion.strip() or None

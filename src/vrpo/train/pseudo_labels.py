@@ -1,8 +1,9 @@
 """Majority-vote pseudo-labels of the initial model: the reference answers of noise type `majority`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
+from typing import Any
 
 from vrpo.config.rewards import MajorityNoise, RewardsConfig
 from vrpo.errors import ConfigError
@@ -33,9 +34,9 @@ def majority_labels(
     path = folder.path / LABELS_FILE
     if path.exists():
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    extract = _reader(config, wanted[0].column)
     labels: dict[str, str | None] = {}
-    prompts = task.train_prompts()
+    # a task may have a prompt several times: one vote is enough
+    prompts = iter({prompt.prompt_id: prompt for prompt in task.train_prompts()}.values())
     while block := list(islice(prompts, PROMPTS_AT_ONCE)):
         votes = wanted[0].votes
         rollouts = engine.generate(
@@ -43,15 +44,16 @@ def majority_labels(
         )
         for index, prompt in enumerate(block):
             completions = [r.completion for r in rollouts[index * votes : (index + 1) * votes]]
+            extract = _reader(config, wanted[0].column, prompt.columns)
             labels[prompt.prompt_id] = majority_label(completions, extract)
     folder.write_json(LABELS_FILE, labels)
     return labels
 
 
-def _reader(config: RewardsConfig, column: str) -> Callable[[str], str | None]:
-    """How the function that judges `column` reads an answer; the whole text where none of the built-in ones does."""
+def _reader(config: RewardsConfig, column: str, columns: Mapping[str, Any]) -> Callable[[str], str | None]:
+    """How the function that judges `column` reads an answer to a row; the whole text where none of the built-in ones does."""
     judges = [f for f in config.functions if getattr(f, "column", None) == column]
-    return answer_extractor(judges[0]) if judges else lambda text: text.strip() or None
+    return answer_extractor(judges[0], columns) if judges else lambda text: text.strip() or None
 
 
 def check_votes(config: RewardsConfig, task: Task) -> None:

@@ -23,10 +23,14 @@ MAY_CHANGE = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "microbatch",
+        "max_tokens_per_microbatch",
+        "activation_checkpointing",
+        "compile",
         "threads",
     )
-) | {"model.device", "rollout.batch_size", "rewards.max_failed"}
-"""Settings a resumed run may have otherwise than before; any other change would make it another run.
+) | {"model.device", "rollout.batch_size", "rollout.cuda_graphs", "rewards.max_failed"}
+"""Settings a resumed run may have otherwise than before: how much, where and how fast, but not what. Any other change would make it
+another run. Those of memory and speed may change the last bits.
 
 `train.steps` stretches what is a share of the run from there on: decaying learning rates and beta's warm-up.
 """
@@ -41,6 +45,7 @@ HOW_A_FUNCTION_IS_CALLED = frozenset(
         "on_error",
         "headers_env",
         "attempts",
+        "batch_size",
         "request_timeout",
     }
 )

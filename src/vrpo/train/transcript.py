@@ -59,12 +59,14 @@ def _by_token(scored: ScoredRollout, batch: Batch, row: int, tokenizer: Any) -> 
             return None
         return [round(x, DIGITS) for x in column[row, : len(chosen) - 1].cpu()[chosen[1:]].tolist()]
 
+    # a response without a reward left every loss: nothing was learned from it
+    denoised = batch.denoised if bool(batch.mask[row].any()) else None
     known = {
         "text": [tokenizer.decode([token]) for token in token_ids[chosen].tolist()],
         "surprisal": [round(-float(x), DIGITS) for x in scored.rollout.policy_logprobs[chosen]],
         "value": numbers(batch.values),
         "advantage": numbers(batch.advantages),
-        "denoised": None if batch.denoised is None else round(float(batch.denoised[row]), DIGITS),
+        "denoised": None if denoised is None else round(float(denoised[row]), DIGITS),
     }
     return {name: value for name, value in known.items() if value is not None}
 
