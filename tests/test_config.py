@@ -106,6 +106,13 @@ def message(changes: dict) -> str:
         ),
         (
             {
+                "algorithm": {"type": "ppo", "kl_coef": 0.1, "kl_target": 1.0, "kl_horizon": 50},
+                "train": {"completions_per_step": 256},
+            },
+            ["algorithm.kl_horizon=50", "256 responses", "more than 51"],
+        ),
+        (
+            {
                 "critic": {"regression": "bce"},
                 "algorithm": "vrpo",
                 "denoiser": {"channel": "gaussian"},

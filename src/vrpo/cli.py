@@ -200,7 +200,7 @@ def report_command(
     console.print(f"page: {page}", markup=False)
 
 
-NO_LEARNER = ("algorithm=ppo", "critic=null", "critic={warmup_steps: 0}", "denoiser=null")
+NO_LEARNER = ("algorithm=ppo", "critic={warmup_steps: 0}", "denoiser=null")
 
 
 @app.command("diagnose")
@@ -213,8 +213,12 @@ def diagnose_command(
         ),
     ],
     set_: Overrides = None,
-    prompts: Annotated[int, typer.Option(min=1, help="Training prompts to sample completions for.")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="Times each completion is scored.")] = 2,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="Training prompts to sample completions for; 64 if not given.")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Times each completion is scored; 2 if not given.")
+    ] = None,
     gold: Annotated[
         str | None, typer.Option(metavar="FILE.py:FUNCTION", help="A reward function you trust, as gold.")
     ] = None,
@@ -226,8 +230,11 @@ def diagnose_command(
     from vrpo.train.diagnosis import diagnose
 
     if source.suffix == ".jsonl":
-        if gold is not None or set_:
-            raise ConfigError("--gold and --set go with a configuration; in a .jsonl file gold is a column")
+        if gold is not None or set_ or prompts is not None or repeats is not None:
+            raise ConfigError(
+                "--prompts, --repeats, --gold and --set go with a configuration; a .jsonl file has been sampled and scored, and gold "
+                "is a column of it"
+            )
         if not source.is_file():
             raise ConfigError(f"there is no file {str(source)!r}; give a .jsonl file or a configuration")
         from vrpo.train.diagnosis_files import read_judged
@@ -238,7 +245,7 @@ def diagnose_command(
 
         # how the policy learns is not asked here, and must not stop the question whether it can
         settings = load(Config, source, [*(set_ or []), *NO_LEARNER])
-        judged = judge_sample(settings, prompts=prompts, repeats=repeats, gold=gold)
+        judged = judge_sample(settings, prompts=prompts or 64, repeats=repeats or 2, gold=gold)
     found = diagnose(judged)
     table = Table("of the reward", "value", "95 % interval or count")
     for line in found.lines():
@@ -339,7 +346,7 @@ def _fail(message: str, status: Any) -> NoReturn:
 def _recipe_name(config: Path) -> str:
     if config.name in {"config.yaml", "study.yaml"} and config.parent.name:
         return config.parent.name
-    return config.stem
+    return config.name if config.is_dir() else config.stem
 
 
 def _print_batch_plan(settings: Config) -> None:

@@ -70,7 +70,7 @@ class Rollout:
     """The response as text, without special tokens and without a stop string."""
     stop: Stop
     policy_version: int
-    """Number of policy updates the sampling weights had seen."""
+    """Number of steps in which the sampling weights had been moved."""
 
     @property
     def num_actions(self) -> int:

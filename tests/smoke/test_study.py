@@ -27,7 +27,7 @@ from vrpo.study.record import record, write_record
 from vrpo.study.report import Study, write_report
 from vrpo.study.results import Row, area_under_curve, collect, compare, summary
 from vrpo.study.run import _method_by_method
-from vrpo.study.runner import Failure, StudyError, run_cells
+from vrpo.study.runner import TAIL, Failure, StudyError, _last_line, run_cells
 from vrpo.study.sharpness import Sampled, accuracy_at, common_entropy, measure
 from vrpo.study.statistics import Estimate, interquartile_mean
 from vrpo.study.tables import comparison_table, results_table, sharpness_table, to_rich
@@ -611,3 +611,14 @@ def test_a_method_that_gained_nothing_has_no_share_and_is_told(tmp_path, capsys)
     assert told.out == "any, VRPO: 50% (50%-50%) of the gain with clean rewards kept\n"
     assert told.err.startswith("with clean rewards PPO gained -0.150 (from 0.400 to 0.250): ")
     assert told.err.count("\n") == 1
+
+
+def test_the_last_whole_line_is_read_from_the_end_of_a_long_record(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert _last_line(path) == {}
+    path.write_text('{"step": 1', encoding="utf-8")
+    assert _last_line(path) == {}
+    line = '{"step": %d, "more": "' + "\u00e9" * 500 + '"}\n'
+    path.write_text("".join(line % step for step in range(1, 201)) + '{"step": 201', encoding="utf-8")
+    assert path.stat().st_size > 2 * TAIL
+    assert _last_line(path)["step"] == 200

@@ -446,6 +446,9 @@ def test_repeated_scoring_separates_the_judges_own_noise():
     assert found.repeat_share == pytest.approx(0.2, abs=0.05)
     # variance between scorings: 0.2 * 1/2 on average, of a whole of about 1/4
     assert found.repeat_variance == pytest.approx(0.1 / 0.245, abs=0.08)
+    # of a judge that says nothing all variance is its own
+    alone = Judged(prompt_id="p", completion="x", length=1, rewards=(0.0, 1.0))
+    assert diagnose([alone]).repeat_variance == pytest.approx(1.0)
     assert diagnose(sample()).repeat_share is None
     assert any("one_right: true" in line for line in advise(found))
 
@@ -563,6 +566,8 @@ def test_words_are_no_markup(tmp_path, capsys):
         (["nowhere.jsonl"], "no file"),
         (["recipes/arith_cpu", "--gold", "nothing"], "FILE.py:FUNCTION"),
         (["recipes/arith_cpu", "--set", "rewards.noise={type: majority}"], "majority noise"),
+        (["x.jsonl", "--prompts", "3"], "--prompts, --repeats, --gold and --set go with a configuration"),
+        (["x.jsonl", "--repeats", "3"], "go with a configuration"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(capsys, arguments, part):

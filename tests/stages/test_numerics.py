@@ -31,25 +31,25 @@ def test_the_first_bad_column_is_named_and_what_does_not_count_is_not_looked_at(
 def test_worst_tokens_are_ordered_and_named():
     batch = annotated()
     places = [tuple(int(i) for i in place) for place in batch.mask.nonzero()]
-    logp, advantages, values = batch.old_logp.clone(), batch.advantages.clone(), batch.values.clone()
-    logp[places[0]] += 3.0  # badness 3
-    advantages[places[1]] = -2.0  # 2
+    advantages, values = batch.advantages.clone(), batch.values.clone()
+    values[places[0]] = batch.targets[places[0]] + 30.0  # badness 30 and the advantage
+    advantages[places[1]] = -20.0  # 20 and the value's error
     values[places[2]] = float("nan")  # first
-    found = worst_tokens(batch.with_(advantages=advantages, values=values), logp=logp, count=3)
+    found = worst_tokens(batch.with_(advantages=advantages, values=values), count=3)
     assert [(batch.sample_ids.index(f["sample_id"]), f["column"]) for f in found] == [
         places[2],
         places[0],
         places[1],
     ]
     assert found[0]["values"] is None and found[0]["not_finite"] == ["values"]
-    assert found[1]["log_ratio"] == 3.0 and found[1]["not_finite"] == []
-    assert found[2]["advantages"] == -2.0
-    assert len(worst_tokens(batch, logp=None)) == len(places)
+    assert found[1]["values"] == float(values[places[0]]) and found[1]["not_finite"] == []
+    assert found[2]["advantages"] == -20.0
+    assert len(worst_tokens(batch)) == len(places)
 
 
 def test_every_row_has_every_name_and_what_is_unknown_is_none():
-    row = worst_tokens(make_batch((1,), scores=(1.0,), groups=(0,)), logp=None)[0]
+    row = worst_tokens(make_batch((1,), scores=(1.0,), groups=(0,)))[0]
     assert row["rewards"] == 1.0 and row["not_finite"] == []
-    absent = {"ref_logp", "values", "advantages", "targets", "logp", "log_ratio"}
+    absent = {"ref_logp", "values", "advantages", "targets"}
     assert {name for name, x in row.items() if x is None} == absent
     assert row.keys() == absent | {"sample_id", "column", "token_id", "old_logp", "rewards", "not_finite"}

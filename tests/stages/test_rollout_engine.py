@@ -207,10 +207,16 @@ def test_a_stop_text_ends_a_response_and_is_cut_from_the_text(make_policy, make_
             assert r.token_ids.tolist() == unstopped.token_ids[: len(r.token_ids)].tolist()
 
 
+def ended(stops, ids):
+    """As the sampler asks: the whole response only where its tail says that it may be worth it."""
+    return stops.may_end(ids[-stops.tail :]) and stops.found(ids)
+
+
 def test_stop_strings_by_hand(tokenizer):
     stops = StopStrings(tokenizer, ["##", "end"])
     ids = tokenizer("so it ends").input_ids
-    assert [stops.found(ids[:n]) for n in (1, 6, 8, 9, 10)] == [False, False, False, True, True]
+    assert [ended(stops, ids[:n]) for n in (1, 6, 8, 9, 10)] == [False, False, False, True, True]
+    assert not stops.may_end(ids[:8])
     assert stops.cut("a ## b end") == "a "
     assert stops.cut("nothing") is None
     assert not StopStrings(tokenizer, [])
@@ -231,7 +237,7 @@ def test_a_stop_text_is_found_at_once_after_characters_of_several_tokens():
     ids = list(
         "\N{CJK UNIFIED IDEOGRAPH-4E2D}\N{CJK UNIFIED IDEOGRAPH-6587}\N{CJK UNIFIED IDEOGRAPH-7D42}".encode()
     )
-    assert [n for n in range(1, len(ids) + 1) if stops.found(ids[:n])] == [len(ids)]
+    assert [n for n in range(1, len(ids) + 1) if ended(stops, ids[:n])] == [len(ids)]
 
 
 def test_a_special_token_ends_a_response_as_eos_does(make_policy, make_prompts):

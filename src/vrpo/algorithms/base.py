@@ -56,7 +56,7 @@ class Algorithm(Protocol):
 
         Args:
             logp: [B, T] log-probabilities under the weights being trained, nats.
-            entropy: [B, T] entropies of the same distributions, nats; metrics only.
+            entropy: [B, T] entropies of the same distributions, nats; `entropy_coef` times their mean is subtracted.
             batch: the annotated micro-batch.
             num_tokens: tokens that count in the *whole* optimizer step, over all its micro-batches.
         """

@@ -104,7 +104,7 @@ class HttpReward(Strict):
     concurrency: int = Field(8, ge=1)
     """Requests under way at the same time."""
     attempts: int = Field(4, ge=1)
-    """Tries per request: connection errors, 429 and 5xx are tried again after 0.5, 1, 2, ... s, or as Retry-After says."""
+    """Tries per request: connection errors, 429 and 5xx are tried again at once, then after 1, 2, 4, ... s, or as Retry-After says."""
     request_timeout: float = Field(60.0, gt=0.0)
     """Seconds one try may take."""
     timeout: float = Field(300.0, gt=0.0)

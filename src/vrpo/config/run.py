@@ -223,6 +223,16 @@ class Config(Strict):
         return self
 
     @model_validator(mode="after")
+    def _the_kl_weight_may_not_reach_0(self) -> "Config":
+        rule, count = self.algorithm, self.train.completions_per_step
+        if isinstance(rule, PpoConfig) and rule.kl_target is not None and 5 * rule.kl_horizon <= count:
+            raise ValueError(
+                f"algorithm.kl_horizon={rule.kl_horizon} lets one step of {count} responses (train.completions_per_step) set kl_coef to 0, "
+                f"where it stays; give more than {count // 5}, such as {40 * count}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _cross_entropy_wants_shares(self) -> "Config":
         if self.critic is None or self.critic.regression != "bce":
             return self

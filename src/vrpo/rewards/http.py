@@ -18,7 +18,7 @@ from vrpo.errors import ConfigError
 from vrpo.rewards.isolation import Fault
 
 BACKOFF_SECONDS = 0.5
-"""The k-th retry of a request waits 2^k times this, at most 30 s, or as long as Retry-After says."""
+"""The first retry of a request does not wait; the k-th after it waits 2^k times this, at most 30 s, or as long as Retry-After says."""
 
 TRY_AGAIN = (429, 500, 502, 503, 504)
 """Answers that may be different next time."""

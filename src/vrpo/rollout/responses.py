@@ -5,6 +5,7 @@ logits ──sample_tokens(uniforms[row, t])──> token ──> column t of it
 All of it is tensors on the device that are changed in place, so that a CUDA graph can do it too.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -106,9 +107,17 @@ class Responses:
         """End the responses whose text holds a stop text since the last token; waits for the device."""
         rows = self.rows[: self.active]
         rows = rows[self.endings[rows] == RUNNING]
-        texts = self.token_ids[rows, : int(self.t)].tolist()
-        found = [self.sampling.stops.found(ids) for ids in texts]
-        self.endings[rows[torch.tensor(found, dtype=torch.bool, device=rows.device)]] = STOP_STRING
+        stops, end = self.sampling.stops, int(self.t)
+        # whole responses are copied and decoded only where their last tokens say that it may be worth it
+        rows = self._where(rows, stops.may_end, max(end - stops.tail, 0), end)
+        self.endings[self._where(rows, stops.found, 0, end)] = STOP_STRING
+
+    def _where(
+        self, rows: Int[Tensor, " R"], holds: Callable[[list[int]], bool], start: int, end: int
+    ) -> Int[Tensor, " K"]:
+        """Those of the rows whose tokens from `start` to `end` it holds for."""
+        held = [holds(ids) for ids in self.token_ids[rows, start:end].tolist()]
+        return rows[torch.tensor(held, dtype=torch.bool, device=rows.device)]
 
     def _choose(self, logits: Tensor, rows: Tensor) -> SampledTokens:
         sampling = self.sampling

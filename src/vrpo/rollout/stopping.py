@@ -44,18 +44,26 @@ class StopStrings:
         self._texts = tuple(texts)
         # a token is at least one byte of text, so a stop text that has just ended lies in this many last tokens;
         # a few more, since a token may be special and give no text
-        self._tail = max((len(text.encode()) for text in self._texts), default=0) + 4
+        self.tail = max((len(text.encode()) for text in self._texts), default=0) + 4
 
     def __bool__(self) -> bool:
         return bool(self._texts)
 
+    def may_end(self, last: Sequence[int]) -> bool:
+        """Whether a response may contain a stop text since its last token; `found` confirms it.
+
+        A tail can decode to other text than the whole (a leading space, half a character). Where it begins in the middle of a
+        character some tokenizers read the characters after it as broken too, so that only the whole can say.
+
+        Args:
+            last: its last `tail` tokens, or all if it has fewer.
+        """
+        text = self.decode(last)
+        return REPLACEMENT in text or any(stop in text for stop in self._texts)
+
     def found(self, token_ids: Sequence[int]) -> bool:
-        """Whether the text of the response now contains a stop text."""
-        tail = self.decode(token_ids[-self._tail :])
-        # a tail can decode to other text than the whole (a leading space, half a character): confirm. Where it begins in the middle
-        # of a character some tokenizers read the characters after it as broken too, so that only the whole can say
-        maybe = REPLACEMENT in tail or any(text in tail for text in self._texts)
-        return maybe and self.cut(self.decode(token_ids)) is not None
+        """Whether the text of a response contains a stop text."""
+        return self.cut(self.decode(token_ids)) is not None
 
     def cut(self, text: str) -> str | None:
         """`text` up to the first stop text; None when there is none."""

@@ -6,6 +6,7 @@ study after the running ones end.
 """
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -270,9 +271,17 @@ def _state(folder: Path) -> tuple[int, str]:
     return int(done), f"clean accuracy {accuracy:.3f}" if accuracy is not None else ""
 
 
+TAIL = 1 << 16
+"""Bytes of a record's end that are read for its last line, twice a second: many times one line."""
+
+
 def _last_line(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
+    with path.open("rb") as file:
+        start = max(file.seek(0, os.SEEK_END) - TAIL, 0)
+        file.seek(start)
+        lines = file.read().splitlines(keepends=True)
+    # the first may have lost its beginning, the last is perhaps being written
+    whole = [line for line in lines[start > 0 :] if line.endswith(b"\n")]
     return dict(json.loads(whole[-1])) if whole else {}

@@ -33,11 +33,11 @@ METRICS: dict[str, MetricDoc] = {
     "objective/scores_clean": _D("mean clean reward over the responses that have one (where gold covers some rows: over those alone); diagnostics only", "rises", "falls while objective/scores rises: reward hacking"),
     "objective/scores_std": _D("standard deviation of the seen reward over the step's responses", "above 0", "0: every response gets the same reward, nothing can be learned"),
     "objective/kl": _D("sum_t (log pi_t - log pi_ref_t), mean over responses, nats", "grows slowly, under 10", "jumps: learning rate too high, or kl_coef too low"),
-    "objective/non_score_reward": _D("-kl_coef * objective/kl - belief_coef * denoiser/kl, reward units (a model that is not there counts 0)", "small against objective/scores", "dominates: kl_coef or belief_coef too high"),
+    "objective/non_score_reward": _D("-kl_coef * objective/kl - belief_coef * denoiser/kl, reward units (a model that is not there counts 0), by k1 whatever algorithm.kl_estimator; GRPO has it in the loss", "small against objective/scores", "dominates: kl_coef or belief_coef too high"),
     "objective/rlhf_reward": _D("objective/scores + objective/non_score_reward", "rises", "falls while scores rise: the policy pays too much KL"),
     "objective/entropy": _D("-sum_t log pi_t of sampled responses, mean, nats a response", "falls slowly", "near 0: the policy has collapsed to one response"),
     # policy
-    "loss/policy_avg": _D("clipped surrogate, mean over tokens", "near 0; carries no information on progress", "large: advantages are not whitened"),
+    "loss/policy_avg": _D("the whole loss, mean over tokens: clipped surrogate, minus entropy_coef times the entropy, with GRPO plus its KL terms", "near 0; carries no information on progress", "large: advantages are not whitened"),
     "policy/approxkl_avg": _D("k3 estimate of KL(old || new), nats a token", "under 0.02", "above 0.1: fewer epochs or a lower learning rate"),
     "policy/clipfrac_avg": _D("share of tokens whose gradient the clip removed", "under 0.2", "above 0.3: steps too large; 0 with one minibatch per step is normal"),
     "policy/clipfrac_low": _D("clipped share with A < 0 and ratio < 1 - cliprange", "like clipfrac_high", "much larger than clipfrac_high: negative samples dominate"),
@@ -104,7 +104,7 @@ METRICS: dict[str, MetricDoc] = {
     "val/sibling_accuracy": _D("share of pairs of one prompt with different clean outcomes that V at the end ranks right", "above 0.6", "0.5: knows the prompt, not the response"),
     "val/verdict_accuracy": _D("share of responses whose clean outcome `V at the end > midpoint` gets right", "above noise/seen_accuracy", "below it: the reward is a better judge than the critic"),
     # critic, the update
-    "loss/value_avg": _D("1/2 mean (V - R)^2 during the update, reward units squared", "falls to 1/2 Var(R | s)", "rises: critic learning rate too high"),
+    "loss/value_avg": _D("1/2 mean (V - R)^2 during the update, reward units squared; with critic.regression bce or hl_gauss the cross-entropy, nats", "falls to 1/2 Var(R | s)", "rises: critic learning rate too high"),
     "val/grad_norm": _D("critic's gradient norm before clipping, mean over optimizer steps", "steady", "spikes: unscaled rewards"),
     "val/skipped_updates": _D("critic's optimizer steps not made because the gradient was not finite", "0", "above 0: look at the rewards of that step"),
     "val/bottleneck_kl": _D("KL(q(z|h) || N(0, I)), nats a token", "1-10", "under 0.3: collapsed, lower beta; over 30: not compressing, raise beta"),

@@ -226,7 +226,7 @@ def _repeats(judged: Sequence[Judged]) -> tuple[float | None, float | None]:
     repeated = [x for j in judged if len(x := [r for r in j.rewards if r is not None]) > 1]
     if not repeated:
         return None, None
-    whole = float(np.var(np.concatenate(repeated)))
+    whole = float(np.var(np.concatenate(repeated), ddof=1))
     own = float(np.mean([np.var(x, ddof=1) for x in repeated]))
     return float(np.mean([np.ptp(x) > 0 for x in repeated])), own / whole if whole else 0.0
 

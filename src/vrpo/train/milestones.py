@@ -60,7 +60,7 @@ def save_pause(run: Run) -> None:
 def write_worst_tokens(run: Run, error: NumericsError) -> None:
     """What a person needs to find out why the numbers went bad."""
     if error.batch is not None:
-        tokens = worst_tokens(error.batch, logp=None)
+        tokens = worst_tokens(error.batch)
         record = {"step": run.learner.step + 1, "error": str(error), "tokens": tokens}
         run.folder.write_json("worst_tokens.json", record)
 

@@ -30,12 +30,11 @@ def not_finite(batch: Batch) -> str | None:
     return None
 
 
-def worst_tokens(batch: Batch, *, logp: Tensor | None, count: int = 20) -> list[dict[str, Any]]:
-    """The tokens that count with the largest |log-ratio| + |advantage| + |value - target|, not finite ones first.
+def worst_tokens(batch: Batch, *, count: int = 20) -> list[dict[str, Any]]:
+    """The tokens that count with the largest |advantage| + |value - target|, not finite ones first.
 
     Args:
         batch: a minibatch.
-        logp: [B, T] log-probabilities under the weights being trained, nats; None: not known.
         count: at most so many.
 
     Returns:
@@ -45,12 +44,9 @@ def worst_tokens(batch: Batch, *, logp: Tensor | None, count: int = 20) -> list[
     columns: dict[str, Tensor] = {
         name: column for name in PER_TOKEN if (column := getattr(batch, name)) is not None
     }
-    if logp is not None:
-        columns |= {"logp": logp, "log_ratio": logp - batch.old_logp}
     badness = torch.zeros_like(batch.old_logp)
-    for name in ("log_ratio", "advantages"):
-        if name in columns:
-            badness = badness + columns[name].abs()
+    if "advantages" in columns:
+        badness = badness + columns["advantages"].abs()
     if "values" in columns and "targets" in columns:
         badness = badness + (columns["values"] - columns["targets"]).abs()
     for column in columns.values():

@@ -29,8 +29,8 @@ def work_plan(config: Config, shape: ModelShape, *, prompt_tokens: int) -> dict[
         borrowed = config.critic.trunk == "policy"
         critic = 2.0 * (shape.of_depth(None if borrowed else config.critic.layers) - shape.embedding)
         values += critic
-        # a borrowed trunk is read, not trained
-        plan["critic"] = config.critic.epochs * (1 if borrowed else 3) * critic * whole
+        # of a borrowed trunk the head alone is trained, on the states that the values were read from
+        plan["critic"] = 0.0 if borrowed else config.critic.epochs * 3 * critic * whole
     if config.denoiser is not None:
         values += forward
         plan["denoiser"] = (1 + config.denoiser.replay) * 3 * forward * whole
