@@ -102,6 +102,24 @@ def test_without_spread_nothing_is_trusted_and_nothing_is_learned():
     assert torch.equal(done.advantages, torch.zeros(2, 1))
 
 
+@pytest.mark.parametrize(
+    "settings", [{"critic_trust": "gate"}, {"critic_trust": "soft"}, {"sibling_correction": True}]
+)
+def test_a_critic_that_is_not_trusted_pays_nothing_for_being_cut(settings):
+    """Every reward is 0 and V is .5 everywhere: a cut response ends with that .5, which is no merit."""
+    batch = make_batch(
+        (1, 1, 1, 1),
+        prompt=1,
+        scores=(0.0, 0.0, 0.0, 0.0),
+        groups=(0, 0, 0, 0),
+        values=torch.full((4, 1), 0.5),
+        bootstrap=torch.full((4,), 0.5),
+        truncated=torch.tensor([True, True, False, False]),
+    )
+    done = annotate(batch, truncation="bootstrap", **settings)
+    torch.testing.assert_close(done.advantages, torch.zeros(4, 1))
+
+
 def siblings(**settings):
     """Two responses of one token to each of two prompts, paid 1, 0 and 1, 1; V = .5 before all, probabilities 1/2."""
     batch = make_batch(

@@ -50,8 +50,15 @@ class Ppo:
             rewards, batch.values, bootstrap, batch.mask, gamma=config.gamma, lam=config.lam_value
         )
         trust = self._trust(targets, batch)
-        values = trust * batch.values + (1.0 - trust) * masked_mean(targets, batch.mask)
-        values, batch = self._ask_siblings(values, targets, rewards, bootstrap, batch)
+        # what a cut response is worth is the critic's word: others are judged by responses that ended, and it by them
+        ended = batch.mask & ~cut[:, None]
+        mean = masked_mean(targets, ended if bool(ended.any()) else batch.mask)
+        values = trust * batch.values + (1.0 - trust) * mean
+        bootstrap = torch.where(cut, trust * bootstrap + (1.0 - trust) * mean, bootstrap)
+        if config.sibling_correction:
+            values = values + self._correction(targets - values, batch, ended)[:, None]
+        if config.sibling_coverage:
+            values, batch = self._cover(values, rewards, bootstrap, batch)
         advantages, _ = gae(
             rewards,
             values,
@@ -64,20 +71,19 @@ class Ppo:
             advantages = masked_whiten(advantages, batch.mask, center=True)
         return batch.with_(advantages=advantages, targets=targets)
 
-    def _ask_siblings(
-        self, values: Tensor, targets: Tensor, rewards: Tensor, bootstrap: Tensor, batch: Batch
+    def _correction(self, residuals: Tensor, batch: Batch, ended: Tensor) -> Tensor:
+        """[B] What siblings say of the critic's error, from each response's residual [B, T] at its first token; 0 where it was cut."""
+        first = batch.mask.float().argmax(dim=1, keepdim=True)
+        return sibling_correction(
+            residuals.gather(1, first).squeeze(1), batch.group_ids, valid=ended.any(dim=1)
+        )
+
+    def _cover(
+        self, values: Tensor, rewards: Tensor, bootstrap: Tensor, batch: Batch
     ) -> tuple[Tensor, Batch]:
-        """The values [B, T] that advantages are made from, and the batch with what siblings covered of them."""
-        config = self.config
-        if config.sibling_correction:
-            first = batch.mask.float().argmax(dim=1, keepdim=True)
-            residuals = (targets - values).gather(1, first).squeeze(1)
-            moved = sibling_correction(residuals, batch.group_ids, valid=batch.mask.any(dim=1))
-            values = values + moved[:, None]
-        if not config.sibling_coverage:
-            return values, batch
+        """The values [B, T] where siblings complete them, and the batch with what they covered."""
         nothing = torch.zeros_like(values)
-        returns, _ = gae(rewards, nothing, bootstrap, batch.mask, gamma=config.gamma, lam=1.0)
+        returns, _ = gae(rewards, nothing, bootstrap, batch.mask, gamma=self.config.gamma, lam=1.0)
         values, coverage = covered_values(
             values, returns, batch.old_logp, batch.input_ids, batch.mask, group_ids=batch.group_ids
         )
