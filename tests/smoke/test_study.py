@@ -13,7 +13,9 @@ from collections import defaultdict
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
@@ -28,9 +30,10 @@ from vrpo.study.report import Study, write_report
 from vrpo.study.results import Row, area_under_curve, collect, compare, summary
 from vrpo.study.run import _method_by_method
 from vrpo.study.runner import TAIL, Failure, StudyError, _last_line, run_cells
-from vrpo.study.sharpness import Sampled, accuracy_at, common_entropy, measure
+from vrpo.study.sharpness import Sampled, accuracy_at, common_entropy, initial_model, measure
 from vrpo.study.statistics import Estimate, interquartile_mean
 from vrpo.study.tables import comparison_table, results_table, sharpness_table, to_rich
+from vrpo.train.evaluation import open_target
 from vrpo.train.folder import RunFolder
 
 PYTHON = sys.executable
@@ -326,6 +329,20 @@ def test_a_policy_is_sampled_at_other_temperatures_once(write, tmp_path):
     kept = tmp_path / cells[0].folder / "temperatures.json"
     hot, cold = measure(cells[:1], tmp_path, [0.5, 1.0], console=Console(quiet=True))[cells[0].folder]
     assert (hot.temperature, cold.temperature) == (1.0, 0.5) and cold.entropy < 0.8 * hot.entropy
+    # the KL to the initial model, one response after the other
+    final = open_target(str(tmp_path / cells[0].folder))
+    result, initial = final.evaluate(samples=4), initial_model(final)
+    assert hot.kl == pytest.approx(final.kl_to(initial, result), abs=1e-6) and cold.kl is None
+    with torch.no_grad():  # two steps have moved next to nothing: another model that is far enough away
+        for parameter in initial.model.parameters():
+            parameter.mul_(0.9)
+    paid = []
+    for one in (scored.rollout for scored in result.sampled_completions):
+        ids, mask = torch.from_numpy(one.token_ids)[None], torch.from_numpy(one.action_mask)[None, 1:]
+        with torch.no_grad():
+            logp, _ = initial.logprobs_and_entropy(ids, torch.ones_like(ids).bool(), mask, temperature=1.0)
+        paid.append(one.policy_logprobs.sum() - float(logp.sum()))
+    assert final.kl_to(initial, result) == pytest.approx(np.mean(paid), rel=1e-3) and np.mean(paid) > 0.01
     # what is there is not sampled again: a mark in it stays
     kept.write_text(kept.read_text().replace(str(cold.accuracy), "0.12345", 1))
     marked = measure(cells[:1], tmp_path, [0.5, 1.0, 0.25], console=Console(quiet=True))[cells[0].folder]

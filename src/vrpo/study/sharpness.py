@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.progress import track
 
 from vrpo.errors import CheckpointError
+from vrpo.models import Policy, load_policy
 from vrpo.study.config import Cell
-from vrpo.train.evaluation import open_target
+from vrpo.train.evaluation import Target, open_target
 from vrpo.train.files import replace_file
 
 SAMPLES = 4
@@ -30,7 +31,7 @@ EQUAL = "sampled_at_equal_entropy"
 class Sampled:
     """A final policy at one temperature.
 
-    Example: Sampled(temperature=0.5, accuracy=0.533, entropy=0.14)
+    Example: Sampled(temperature=1.0, accuracy=0.497, entropy=0.41, kl=0.68)
     """
 
     temperature: float
@@ -38,6 +39,8 @@ class Sampled:
     """Clean, of sampled answers to held-out prompts."""
     entropy: float
     """Nats a token."""
+    kl: float | None = None
+    """To the initial model, nats a response, at the training temperature; None at others, and where an earlier version sampled."""
 
 
 Curve = tuple[Sampled, ...]
@@ -76,9 +79,20 @@ def measure_cell(folder: Path, temperatures: Iterable[float]) -> Curve:
         with closing(final.rewards):  # reward functions of a file have a process of their own
             for t in missing:
                 result = final.evaluate(temperature=t, samples=SAMPLES)
-                known[t] = Sampled(temperature=t, accuracy=result.sampled, entropy=result.entropy)
+                kl = (
+                    final.kl_to(initial_model(final), result)
+                    if t == final.config.rollout.temperature
+                    else None
+                )
+                known[t] = Sampled(temperature=t, accuracy=result.sampled, entropy=result.entropy, kl=kl)
         replace_file(path, json.dumps([asdict(one) for one in known.values()], indent=1) + "\n")
     return tuple(known[t] for t in wanted)
+
+
+def initial_model(target: Target) -> Policy:
+    """What a run started from."""
+    assert target.config.model is not None, "a run's configuration names its model"
+    return load_policy(target.config.model)
 
 
 def common_entropy(curves: Iterable[Curve]) -> float:
@@ -105,6 +119,8 @@ def numbers_of(curves: Mapping[str, Curve], cells: Sequence[Cell]) -> dict[str, 
         for one in curve:
             accuracy, entropy = names_at(one.temperature)
             found[cell.folder] |= {accuracy: one.accuracy, entropy: one.entropy}
+            if one.kl is not None:  # training has it only where a reference model is loaded
+                found[cell.folder]["kl"] = one.kl
     return found
 
 

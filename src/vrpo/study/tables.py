@@ -43,7 +43,7 @@ CAPTION = (
     "greedy; sampled: the final one at the training temperature; judged: "
     "held-out prompts that final is the mean of, where some have no clean verdict; area: mean of the greedy one over the steps. seen, clean: mean "
     "reward of the last training samples with and without noise. length: tokens a response; entropy: nats a token, of those "
-    "samples. KL: nats a response from the initial model, where it is computed. EV: explained variance of the critic "
+    "samples. KL: nats a response from the initial model: of the final policy where a study has temperatures, else where a run computes it. EV: explained variance of the critic "
     "before its update; of its values at the end of a response, against clean outcomes: calibration error, AUC, and, by V, the share "
     "of verdicts right when they are read as one. denoised: share of training samples whose clean verdict the denoised reward gets right. belief: final accuracy of the denoiser's model as a policy, greedy."
 )

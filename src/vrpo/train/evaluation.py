@@ -1,16 +1,19 @@
 """`vrpo eval`: a run's checkpoint or any model, on a task's held-out prompts with the clean reward."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import torch
+
 from vrpo.config import Config, apply_overrides, build, read_yaml
 from vrpo.errors import CheckpointError, ConfigError
 from vrpo.models import Policy, load_policy, load_tokenizer
 from vrpo.rewards import RewardPipeline, build_rewards
-from vrpo.rollout import TorchEngine
+from vrpo.rollout import TorchEngine, collate
 from vrpo.tasks import Task, build_task
 from vrpo.train import checkpoint
 from vrpo.train.denoising import MODEL
@@ -18,9 +21,10 @@ from vrpo.train.evaluate import evaluate
 from vrpo.train.files import finite, replace_file
 from vrpo.train.fit import check_fit
 from vrpo.train.folder import RunFolder
+from vrpo.train.metrics import mean_kl
 from vrpo.train.summary import accuracy_on_schedule
 from vrpo.train.transcript import line_of
-from vrpo.types import EvalResult
+from vrpo.types import EvalResult, to_device
 
 
 @final
@@ -54,6 +58,25 @@ class Target:
             step=self.step or 0,
             policy_version=0,
         )
+
+    def kl_to(self, other: Policy, result: EvalResult) -> float:
+        """KL of the policy to another model, nats a response: mean of log pi - log other over `result.sampled_completions` that have a
+        reward, both at `rollout.temperature`, which these must have been sampled at."""
+        scored, size = result.sampled_completions, self.config.train.microbatch
+        pad_id, total, count = self.tokenizer.pad_token_id, 0.0, 0
+        for first in range(0, len(scored), size):
+            batch = collate(scored[first : first + size], pad_id=pad_id, truncation="terminal")
+            batch = to_device(batch, other.device)
+            with torch.no_grad():
+                logp, _ = other.logprobs_and_entropy(
+                    batch.input_ids,
+                    batch.attention_mask,
+                    batch.mask,
+                    temperature=self.config.rollout.temperature,
+                )
+            if responses := int(batch.mask.any(dim=1).sum()):
+                total, count = total + mean_kl(batch, logp) * responses, count + responses
+        return total / count if count else math.nan
 
 
 def open_target(
