@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from string import ascii_uppercase
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import Any, final
 
 from vrpo.config.rewards import (
     ChoiceReward,
@@ -38,35 +38,53 @@ def text_of(completion: Any) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
-def _one_by_one(
-    judge: Callable[[str, Any, dict[str, Any]], float], column: str
-) -> Callable[..., list[Judged]]:
-    def reward(prompts: Any, completions: Sequence[Any], **columns: Any) -> list[Judged]:
-        verdicts: list[Judged] = []
-        for row, completion in enumerate(completions):
-            others = {name: values[row] for name, values in columns.items()}
-            if _is_null(others[column]):  # the row's verdict is not known
-                verdicts.append(None)
-                continue
-            try:
-                verdicts.append(judge(text_of(completion), others[column], others))
-            # One sample that cannot be judged must not cost the others their verdict.
-            except Exception as error:
-                verdicts.append(error)
-        return verdicts
+@final
+class Builtin:
+    """The reward function of a configuration, with TRL's signature; it can be sent to another process.
 
-    return reward
+    exact    1.0 when the stripped completion (with `prefix`, its first word) equals the column, else 0.0
+    choice   1.0 when the first choice letter of the completion is the column's letter, else 0.0
+    math     1.0 when `math-verify` finds the completion's answer equal to the column, else 0.0
+
+    Of math: a completion without an answer is wrong. In the main thread a comparison is given up after MATH_SECONDS and
+    the reward is missing; in other threads there is no time limit, because the library's limit is a signal, so
+    call the pipeline from the main thread.
+    """
+
+    def __init__(self, config: ExactReward | MathReward | ChoiceReward) -> None:
+        self._config = config
+
+    def __call__(self, prompts: Any, completions: Sequence[Any], **columns: Any) -> list[Judged]:
+        """A verdict for each completion: None where its row's answer is null, the exception where it cannot be judged."""
+        return [
+            self._judge(completion, {name: values[row] for name, values in columns.items()})
+            for row, completion in enumerate(completions)
+        ]
+
+    def _judge(self, completion: Any, row: Mapping[str, Any]) -> Judged:
+        config = self._config
+        answer = row[config.column]
+        if _is_null(answer):
+            return None
+        try:
+            text, reference = text_of(completion), _reference(answer, config.column)
+            match config:
+                case ExactReward(prefix=prefix):
+                    return float(_is_exactly(extract_exact(text, prefix=prefix), reference, answer))
+                case ChoiceReward():
+                    letter = _letter(reference, config.column)
+                    count = max(_number_of_choices(row), ascii_uppercase.index(letter) + 1)
+                    return float(extract_choice(text, count=count) == letter)
+                case MathReward():
+                    return float(_verify(reference, text))
+        # One sample that cannot be judged must not cost the others their verdict.
+        except Exception as error:
+            return error
 
 
-def exact_function(config: ExactReward) -> Callable[..., list[Judged]]:
-    """1.0 when the stripped completion (with `prefix`, its first word) equals the column, else 0.0."""
-
-    def judge(completion: str, answer: Any, others: dict[str, Any]) -> float:
-        found, right = extract_exact(completion, prefix=config.prefix), _reference(answer, config.column)
-        # a column with a gap is read as floats: 29.0 is 29 and may be written either way
-        return float(found == right or (isinstance(answer, float) and found == str(answer)))
-
-    return _one_by_one(judge, config.column)
+def _is_exactly(found: str, reference: str, answer: Any) -> bool:
+    # a column with a gap is read as floats: 29.0 is 29 and may be written either way
+    return found == reference or (isinstance(answer, float) and found == str(answer))
 
 
 def extract_exact(completion: str, *, prefix: bool) -> str:
@@ -88,17 +106,11 @@ def _reference(answer: Any, column: str) -> str:
     return str(answer).strip()
 
 
-def choice_function(config: ChoiceReward) -> Callable[..., list[Judged]]:
-    """1.0 when the first choice letter of the completion is the column's letter, else 0.0."""
-
-    def judge(completion: str, answer: Any, others: dict[str, Any]) -> float:
-        letter = _reference(answer, config.column).strip("(). ").upper()
-        if len(letter) != 1 or letter not in ascii_uppercase:
-            raise ValueError(f"column {config.column!r} holds {answer!r}, a letter is needed")
-        count = max(_number_of_choices(others), ascii_uppercase.index(letter) + 1)
-        return float(extract_choice(completion, count=count) == letter)
-
-    return _one_by_one(judge, config.column)
+def _letter(reference: str, column: str) -> str:
+    letter = reference.strip("(). ").upper()
+    if len(letter) != 1 or letter not in ascii_uppercase:
+        raise ValueError(f"column {column!r} holds {reference!r}, a letter is needed")
+    return letter
 
 
 def _number_of_choices(columns: Mapping[str, Any]) -> int:
@@ -117,20 +129,6 @@ def extract_choice(completion: str, *, count: int = DEFAULT_CHOICES) -> str | No
         return alone
     found = re.search(rf"(?<![A-Za-z0-9_])[{letters}](?![A-Za-z0-9_'’])", completion)
     return found.group() if found else None
-
-
-def math_function(config: MathReward) -> Callable[..., list[Judged]]:
-    """1.0 when `math-verify` finds the completion's answer equal to the column, else 0.0.
-
-    A completion without an answer is wrong. In the main thread a comparison is given up after MATH_SECONDS and
-    the reward is missing; in other threads there is no time limit, because the library's limit is a signal, so
-    call the pipeline from the main thread.
-    """
-
-    def judge(completion: str, answer: Any, others: dict[str, Any]) -> float:
-        return float(_verify(_reference(answer, config.column), completion))
-
-    return _one_by_one(judge, config.column)
 
 
 @lru_cache(maxsize=1)
@@ -187,32 +185,6 @@ def extract_math(completion: str) -> str | None:
         return None
     texts = [item for item in parsed if isinstance(item, str) and item.strip()]
     return texts[-1].strip() if texts else None
-
-
-def builtin(config: ExactReward | MathReward | ChoiceReward) -> Callable[..., list[Judged]]:
-    """The function of a configuration."""
-    match config:
-        case ExactReward():
-            return exact_function(config)
-        case MathReward():
-            return math_function(config)
-        case ChoiceReward():
-            return choice_function(config)
-
-
-class Builtin:
-    """The function of a configuration, as an object that can be sent to another process: a closure could not always."""
-
-    def __init__(self, config: ExactReward | MathReward | ChoiceReward) -> None:
-        self._config = config
-        self._function = builtin(config)
-
-    def __call__(self, prompts: Any, completions: Sequence[Any], **columns: Any) -> list[Judged]:
-        """See `builtin`."""
-        return self._function(prompts, completions, **columns)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Builtin, (self._config,)
 
 
 def answer_extractor(
