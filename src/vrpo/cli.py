@@ -101,7 +101,7 @@ def eval_command(  # noqa: PLR0917 (typer reads the options off the parameters)
     ] = None,
 ) -> None:
     """Clean accuracy of a checkpoint or model on held-out prompts."""
-    from vrpo.train.evaluation import open_target, write_completions
+    from vrpo.train.target import open_target, write_completions
 
     if completions is not None and not completions.parent.is_dir():
         raise ConfigError(f"--completions: there is no folder {str(completions.parent)!r}; make it first")

@@ -7,9 +7,9 @@ from tests.gpu.device import DEVICE, ON_THE_DEVICE, on_device
 from tests.smoke.test_runs import SMALL
 from vrpo.cli import main
 from vrpo.config import SftConfig, build, to_yaml
-from vrpo.train.evaluation import open_target
 from vrpo.train.plan import computes_on, matmul_speed
 from vrpo.train.sft import sft
+from vrpo.train.target import open_target
 
 pytestmark = ON_THE_DEVICE
 

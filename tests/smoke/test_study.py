@@ -33,8 +33,8 @@ from vrpo.study.runner import TAIL, Failure, StudyError, _last_line, run_cells
 from vrpo.study.sharpness import Sampled, accuracy_at, common_entropy, initial_model, measure
 from vrpo.study.statistics import Estimate, interquartile_mean
 from vrpo.study.tables import comparison_table, results_table, sharpness_table, to_rich
-from vrpo.train.evaluation import open_target
 from vrpo.train.folder import RunFolder
+from vrpo.train.target import open_target
 
 PYTHON = sys.executable
 BASE = {

@@ -17,8 +17,8 @@ from rich.progress import track
 from vrpo.errors import CheckpointError
 from vrpo.models import Policy, load_policy
 from vrpo.study.config import Cell
-from vrpo.train.evaluation import Target, open_target
 from vrpo.train.files import replace_file
+from vrpo.train.target import Target, open_target
 
 SAMPLES = 4
 """Sampled completions a held-out prompt and temperature."""
