@@ -35,7 +35,7 @@ SMOOTHING = 10
 LABEL_WIDTH = 16
 """Characters of a line of a label below an axis."""
 
-Curve = tuple[np.ndarray, np.ndarray]
+Series = tuple[np.ndarray, np.ndarray]
 """Steps [E], numbers [seeds, E]."""
 
 
@@ -79,7 +79,7 @@ def new_figure(width: float, height: float = 3.6) -> Figure:
 
 def _panels(
     cells: Sequence[Cell],
-    reads: Mapping[str, Callable[[Sequence[Cell]], Curve]],
+    reads: Mapping[str, Callable[[Sequence[Cell]], Series]],
     *,
     colours: dict[str, str] | None = None,
 ) -> Figure:
@@ -143,7 +143,7 @@ def _line(panel: Any, steps: np.ndarray, numbers: np.ndarray, *, colour: str, la
         panel.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _accuracy(runs: Sequence[Cell], *, answers: str, out: Path) -> Curve:
+def _accuracy(runs: Sequence[Cell], *, answers: str, out: Path) -> Series:
     """Clean accuracy of `greedy` or `sampled` answers at the evaluations all runs share."""
     read = [
         {e["step"]: e[f"clean_{answers}"] for e in RunFolder(out / cell.folder).read_evaluations()}
@@ -153,7 +153,7 @@ def _accuracy(runs: Sequence[Cell], *, answers: str, out: Path) -> Curve:
     return np.array(steps), np.array([[r[s] for s in steps] for r in read])
 
 
-def _explained_variance(runs: Sequence[Cell], *, out: Path) -> Curve:
+def _explained_variance(runs: Sequence[Cell], *, out: Path) -> Series:
     """val/explained_var_clean, averaged over the known ones of blocks of SMOOTHING steps; NaN where a block has none."""
     lines = [RunFolder(out / cell.folder).read_metrics() for cell in runs]
     length = min(map(len, lines))
