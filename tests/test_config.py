@@ -175,6 +175,32 @@ def test_presets_sit_under_what_the_user_wrote():
     assert Config(algorithm="vrpo") == Config()
 
 
+@pytest.mark.parametrize("text", ["010", "1:30", "0o10", "-07"])
+def test_what_yaml_reads_as_octal_or_base_60_is_no_number(text):
+    with pytest.raises(ConfigError, match=rf"train\.steps='{text}'"):
+        load(Config, "recipes/arith_cpu", [f"train.steps={text}"])
+
+
+def test_numbers_are_read_as_they_look():
+    read = load(
+        Config, "recipes/arith_cpu", ["train.steps=1_000", "train.learning_rate=.5", "train.seed=0x10"]
+    ).train
+    assert (read.steps, read.learning_rate, read.seed) == (1000, 0.5, 16)
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("learning_rate", "belongs under 'train' or 'critic' or 'denoiser'"),
+        ("train.num_train_epochs", "here that is 'train.steps'"),
+        ("train.whiten_rewards", "known keys here"),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_sent_to_every_right_one(key, told):
+    with pytest.raises(ConfigError, match=told):
+        load(Config, "recipes/arith_cpu", [f"{key}=1"])
+
+
 def test_off_without_quotes_is_off(tmp_path):
     """YAML 1.1 reads it as false."""
     for mode in ("off", "false"):

@@ -195,6 +195,10 @@ def report_command(
         )
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out: there is no folder {str(out.parent)!r}; make it first")
+    if out is not None and out.is_dir():
+        raise ConfigError(
+            f"--out: {str(out)!r} is a folder; give a file such as {str(out / 'report.html')!r}"
+        )
     page = out or runs[0] / "report.html"
     write_report(runs, page)
     console.print(f"page: {page}", markup=False)

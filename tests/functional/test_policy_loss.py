@@ -1,5 +1,6 @@
 """PPO's clipped surrogate."""
 
+import inspect
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.functional.mutants import assert_catches, close
+from vrpo.errors import ConfigError
 from vrpo.functional import PolicyLoss, ppo_clip_loss
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28}
@@ -133,3 +135,11 @@ def test_only_the_loss_carries_gradient_and_only_to_logp():
 def test_an_empty_step_has_loss_zero():
     out = ppo_clip_loss(*minibatch(5)[:3], torch.zeros(4, 6, dtype=torch.bool), **CLIP, num_tokens=0)
     assert all(x == 0 for x in out)
+
+
+def test_advantages_of_responses_are_not_read_as_those_of_columns():
+    """As many responses as columns: a product of [B, T] and [B] would be a number without a word."""
+    unchecked = inspect.unwrap(ppo_clip_loss)  # below the type checks of these tests, where a user is
+    logp, mask = torch.zeros(4, 4), torch.ones(4, 4, dtype=torch.bool)
+    with pytest.raises(ConfigError, match=r"advantages \[4\].*expand_as"):
+        unchecked(logp, logp, torch.ones(4), mask, clip_low=0.2, clip_high=0.2, num_tokens=16)

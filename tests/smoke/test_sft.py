@@ -11,8 +11,9 @@ from rich.console import Console
 from tests.smoke.test_runs import SMALL
 from vrpo.cli import main
 from vrpo.config import SftConfig, build, to_yaml
-from vrpo.errors import CheckpointError, DataError
+from vrpo.errors import CheckpointError, DataError, StorageError
 from vrpo.models import load_policy
+from vrpo.train import sft as warm_start
 from vrpo.train.sft import encode_examples, sft
 from vrpo.types import Prompt
 
@@ -76,6 +77,26 @@ def test_a_row_without_the_target_names_the_setting(tmp_path):
     (tmp_path / "taken" / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="choose another --out"):
         sft(settings(), out=tmp_path / "taken", console=QUIET)
+
+
+def test_nothing_is_trained_that_could_not_be_kept_and_what_is_evaluated_is_kept(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StorageError, match="choose a place that can be written"):
+        sft(settings(), out=tmp_path / "file", console=QUIET)
+    calls = []
+
+    def killed(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:  # in the last step, after the evaluation of the second
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    step = warm_start._sft_step
+    monkeypatch.setattr(warm_start, "_sft_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sft(settings(), out=tmp_path / "model", console=QUIET)
+    assert json.loads((tmp_path / "model" / "sft.json").read_text())["steps"] == 2
+    load_policy(settings().model.model_copy(update={"path": str(tmp_path / "model")}), seed=0)
 
 
 def test_integers_are_written_out(tokenizer):

@@ -375,7 +375,7 @@ def test_a_file_is_executed_in_the_worker_alone_and_slow_imports_do_not_count(tm
     )
     pipeline = from_file(tmp_path, text, timeout=1.0)
     assert int((tmp_path / "pid").read_text()) != os.getpid()
-    assert pipeline.columns == {"answer"}
+    assert set(pipeline.columns) == {"answer"}
     assert [s.reward for s in pipeline.score_clean(rollouts("4", "5"))] == [1.0, 0.0]
     pipeline.close()
 

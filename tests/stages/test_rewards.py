@@ -296,6 +296,38 @@ def test_async_functions_with_and_without_a_running_loop():
     assert values(judge(Callable())) == [2.0] * 4
 
 
+def test_what_an_async_function_keeps_serves_every_call():
+    """A lock, like a client's connections, belongs to the event loop it was first waited for in."""
+    room, calls = asyncio.Semaphore(1), []
+
+    async def remote(completions):
+        calls.append(len(completions))
+        return await asyncio.gather(*map(one, completions))
+
+    async def one(completion):
+        async with room:
+            await asyncio.sleep(0)
+            return 1.0
+
+    async def notebook():
+        return judge(remote, [make_rollout("x", sample=i) for i in range(4)])
+
+    for _ in range(2):
+        assert values(judge(remote, [make_rollout("x", sample=i) for i in range(4)])) == [1.0] * 4
+    assert values(asyncio.run(notebook())) == [1.0] * 4
+    assert calls == [4, 4, 4]  # nothing was asked again
+
+
+def test_an_async_function_that_exits_does_not_take_the_loop_with_it():
+    async def leaves(completions):
+        if "leave" in completions:
+            raise SystemExit(3)
+        return [1.0] * len(completions)
+
+    assert values(judge(leaves, [make_rollout("leave"), make_rollout("stay", sample=1)])) == [None, 1.0]
+    assert values(judge(leaves, [make_rollout("stay")])) == [1.0]
+
+
 def test_async_errors_are_charged_to_their_sample():
     async def fragile(completions):
         results = await asyncio.gather(*map(one, completions), return_exceptions=True)
@@ -346,7 +378,7 @@ def test_functions_are_loaded_from_files(tmp_path):
     path.write_text(SOURCE)
     config = RewardsConfig(functions=(FunctionReward(file=str(path), name="short", weight=2.0),))
     pipeline = build_rewards(config, seed=0)
-    assert pipeline.columns == {"answer"}
+    assert pipeline.columns == {"answer": "reward function short"}
     assert values(
         pipeline.score_clean([make_rollout("ab", answer="1"), make_rollout("abc", answer="1")])
     ) == [2.0, 0.0]
@@ -401,7 +433,7 @@ def test_needed_columns():
         functions=(ExactReward(column="a"), MathReward(column="b"), ChoiceReward(column="c")),
         noise=(MajorityNoise(column="a"), SourceNoise(column="d", rates={"a": FlipNoise()})),
     )
-    assert build_rewards(config, seed=0, labels={}).columns == {"a", "b", "c", "d"}
+    assert build_rewards(config, seed=0, labels={}).columns.keys() == {"a", "b", "c", "d"}
 
 
 def test_evaluation_has_no_noise():

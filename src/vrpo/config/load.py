@@ -218,33 +218,32 @@ def _nearest(schema: type[BaseModel], loc: tuple[str | int, ...]) -> str:
         ]
         sections = inside or tagged or sections
     names = [name for section in sections for name in section.model_fields]
-    near = difflib.get_close_matches(str(loc[-1]), names, n=1, cutoff=0.5)
-    elsewhere = _find_key(schema, str(loc[-1]))
+    near = difflib.get_close_matches(str(loc[-1]), names, n=1, cutoff=0.7)
+    elsewhere = sorted(_find_keys(schema, str(loc[-1])), key=lambda home: home != "train")
     other_types = [
         tag for s in _sections_at(schema, loc[:-1]) if loc[-1] in s.model_fields for tag in _tags(s)
     ]
     if other_types:
-        return f"; only `type: {other_types[0]}` has it"
+        return f"; only `type: {' or '.join(dict.fromkeys(other_types))}` has it"
     if near and near[0].replace("_", "").lower() == str(loc[-1]).replace("_", "").lower():
         return f"; did you mean {near[0]!r}?"
     if loc[0] not in ("critic", "denoiser") and (ours := OUR_NAMES.get(str(loc[-1]))):
         return f"; here that is {ours!r}"
     if elsewhere:
-        return f"; it belongs under {elsewhere!r}"
+        return f"; it belongs under {' or '.join(map(repr, elsewhere))}"
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; known keys here: {', '.join(dict.fromkeys(names))}"
 
 
-def _find_key(schema: type[BaseModel], name: str, prefix: str = "") -> str | None:
+def _find_keys(schema: type[BaseModel], name: str, prefix: str = "") -> list[str]:
+    """The sections that have a key of this name."""
+    homes: list[str] = []
     for field, info in schema.model_fields.items():
         for section in sections_in(info.annotation):
-            if name in section.model_fields:
-                return f"{prefix}{field}"
-            deeper = _find_key(section, name, f"{prefix}{field}.")
-            if deeper:
-                return deeper
-    return None
+            homes += [f"{prefix}{field}"] if name in section.model_fields else []
+            homes += _find_keys(section, name, f"{prefix}{field}.")
+    return list(dict.fromkeys(homes))
 
 
 def _set(data: dict[str, Any], keys: list[str], value: Any, whole: str) -> dict[str, Any]:
@@ -279,8 +278,16 @@ def _in_yaml_words(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
+OTHER_NUMBERS = {
+    "tag:yaml.org,2002:int": re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$"),
+    "tag:yaml.org,2002:float": re.compile(r"^[-+]?(?:[0-9][0-9_]*)?\.[0-9_]*(?:[eE][-+][0-9]+)?$"),
+}
+"""YAML tag -> how its numbers look here."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-6` as text and repeats of a key as the last one; here they are a number and an error."""
+    """YAML 1.1 reads `1e-6` as text, `010` as 8, `1:30` as 90 and repeats of a key as the last one; here these are a number, text, which
+    no number may be, and an error."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -298,6 +305,16 @@ class _Loader(yaml.SafeLoader):
 
 class _Dumper(yaml.SafeDumper):
     """Quotes text that `_Loader` would read as a number, such as '1e5'."""
+
+
+# the resolvers of YAML 1.1 for what begins like a number, without octal and base 60
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, OTHER_NUMBERS.get(tag, pattern)) if first in "-+0123456789" else (tag, pattern)
+        for tag, pattern in resolvers
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 for _style in (_Loader, _Dumper):

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from vrpo.errors import ConfigError
 from vrpo.functional.kl import MAX_LOG_RATIO, kl_estimate
 from vrpo.functional.masked import masked_sum, zero_where_false
 
@@ -56,7 +57,16 @@ def ppo_clip_loss(
         clip_high: upper clip range, >= 0.
         num_tokens: tokens that count in the WHOLE optimizer step, over micro-batches and ranks, so that the
             gradient does not depend on how the step was split. 0 (an empty step) counts as 1.
+
+    Raises:
+        ConfigError: shapes differ; one advantage per response would be read as one per column.
     """
+    if not logp.shape == old_logp.shape == advantages.shape == mask.shape:
+        shapes = {"logp": logp, "old_logp": old_logp, "advantages": advantages, "mask": mask}
+        raise ConfigError(
+            f"shapes differ: {', '.join(f'{name} {list(x.shape)}' for name, x in shapes.items())}; give one number per token, such as "
+            "advantages[:, None].expand_as(logp)"
+        )
     advantages = zero_where_false(advantages, mask).detach()
     log_ratio = zero_where_false(logp, mask) - zero_where_false(old_logp, mask).detach()
     ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

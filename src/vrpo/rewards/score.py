@@ -81,10 +81,11 @@ class RewardPipeline:
         return "rewards.gold" if self._gold else "rewards.functions"
 
     @property
-    def columns(self) -> frozenset[str]:
-        """Columns that the functions and the noise cannot do without."""
-        needs = [function.needs for function in (*self._functions, *self._gold)]
-        return frozenset().union(*needs, *(model.needs for model, _ in self._noise))
+    def columns(self) -> dict[str, str]:
+        """Columns that the functions and the noise cannot do without -> the first that needs it."""
+        needs = [(f"reward function {f.name}", f.needs) for f in (*self._functions, *self._gold)]
+        needs += [(f"{model.kind} noise", frozenset(model.needs)) for model, _ in self._noise]
+        return {column: who for who, some in reversed(needs) for column in some}
 
     def score(self, rollouts: Sequence[Rollout], *, step: int) -> list[ScoredRollout]:
         """Verdicts for training: `reward` with noise, `clean_reward` by gold or without noise.

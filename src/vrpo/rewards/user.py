@@ -9,9 +9,10 @@ import importlib.util
 import inspect
 import math
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +51,8 @@ class NamedFunction:
     """How often a response whose verdict failed is asked again."""
     on_error: Literal["mask", "raise"] = "mask"
     """What becomes of a response whose verdict failed in the end."""
+    source: Any = None
+    """What was given, before anything was wrapped around it; None: not known."""
     asks_again: bool = True
     """Whether a call that failed as a whole is followed by one for each response."""
 
@@ -132,7 +135,8 @@ def named(
             function=function, timeout=timeout, memory_limit=memory_limit, concurrency=concurrency
         )
     facts = [(p.name, p.kind.name, p.default is p.empty) for p in parameters]
-    return _wrap(called, facts, how, name=name or _own_name(function), weight=weight, needs=needs)
+    wrapped = _wrap(called, facts, how, name=name or _own_name(function), weight=weight, needs=needs)
+    return replace(wrapped, source=function)
 
 
 def isolated(config: FunctionReward) -> NamedFunction:
@@ -332,13 +336,28 @@ def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
 
 
 def _finish(awaitable: Any) -> Any:
-    async def wait() -> Any:
-        return await awaitable
+    async def wait() -> tuple[Any, BaseException | None]:
+        try:
+            return await awaitable, None
+        # SystemExit among them: raised in the loop's thread it would end the loop
+        except BaseException as error:
+            return None, error
 
+    future = asyncio.run_coroutine_threadsafe(wait(), _event_loop())
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(wait())
-    # A notebook's loop already runs in this thread and cannot be entered twice.
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        return executor.submit(asyncio.run, wait()).result()
+        value, error = future.result()
+    except BaseException:  # the run is asked to stop: nobody waits for the answer
+        future.cancel()
+        raise
+    if error is not None:
+        raise error
+    return value
+
+
+@lru_cache(maxsize=1)
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """One loop, in a thread of its own, for all calls: a client or lock that an async function keeps belongs to the loop it was first
+    used in. A notebook's own loop, which cannot be entered twice, is left alone."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="async reward functions", daemon=True).start()
+    return loop

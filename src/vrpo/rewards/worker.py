@@ -7,6 +7,7 @@ unpickle anything. `rewards/isolation.py` is the other side.
 """
 
 import asyncio
+import functools
 import importlib.util
 import inspect
 import json
@@ -60,7 +61,7 @@ def _judge(function: Callable[..., Any], message: bytes) -> dict[str, Any]:
     try:
         values = function(**pickle.loads(message))
         if inspect.isawaitable(values):
-            values = asyncio.run(_wait(values))
+            values = _loop().run_until_complete(_wait(values))
         if hasattr(values, "tolist"):  # an array, a tensor, a column of a table
             values = values.tolist()
     except MemoryError:
@@ -77,7 +78,7 @@ def spread(function: Callable[..., Any], limit: int) -> Callable[..., Any]:
 
     A response on which it raises has the exception in its place, so that it costs no other.
     """
-    if not inspect.iscoroutinefunction(function):
+    if not (inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)):
         raise TypeError(f"concurrency={limit} is for async functions, this is none; leave it out")
 
     async def spread_out(**arguments: Any) -> list[Any]:
@@ -96,6 +97,12 @@ def spread(function: Callable[..., Any], limit: int) -> Callable[..., Any]:
 
 async def _wait(awaitable: Any) -> Any:
     return await awaitable
+
+
+@functools.lru_cache(maxsize=1)
+def _loop() -> asyncio.AbstractEventLoop:
+    """One for all calls: a client or lock that an async function keeps belongs to the loop it was first used in."""
+    return asyncio.new_event_loop()
 
 
 def _value(value: Any) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vrpo.errors import INPUT_ERRORS, ConfigError
+from vrpo.errors import INPUT_ERRORS, CheckpointError, ConfigError
 from vrpo.study.config import Cell, StudyConfig, read_study
 from vrpo.study.report import Study, write_report
 from vrpo.study.runner import StudyError, finished, run_cells
@@ -45,6 +45,10 @@ def run_study(
     """
     if record_to is not None and not record_to.parent.is_dir():
         raise ConfigError(f"--record: there is no folder {str(record_to.parent)!r}; make it first")
+    if (out / "run.json").is_file():
+        raise CheckpointError(
+            f"{out} holds a run, whose summary the study's would replace; choose another --out"
+        )
     started = time.perf_counter()
     settings, cells = read_study(path, overrides)
     failures = []

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from vrpo.config import Config, filled_in, read_yaml, to_yaml
 from vrpo.errors import INPUT_ERRORS, CheckpointError, StorageError, VrpoError
 from vrpo.study.config import Cell
-from vrpo.train.same_run import changed_settings
+from vrpo.train.same_run import changed_settings, reward_files
 
 POLL_SECONDS = 0.5
 
@@ -247,7 +247,36 @@ def finished(cells: Sequence[Cell], out: Path) -> list[Cell]:
     Raises:
         CheckpointError: a cell's folder holds a run with another configuration.
     """
-    return [cell for cell in cells if _finished(cell, out / cell.folder)]
+    done = [cell for cell in cells if _finished(cell, out / cell.folder)]
+    _check_one_data(done, out)
+    return done
+
+
+def _check_one_data(cells: Sequence[Cell], out: Path) -> None:
+    """Cells of one task have read the same rows and reward files, and these are still what they were."""
+    first: dict[tuple[str, str], tuple[str, Path]] = {}
+    for cell in cells:
+        path = out / cell.folder / "run.json"
+        inputs = json.loads(path.read_text(encoding="utf-8"))["inputs"] if path.exists() else {}
+        try:
+            now = reward_files(cell.config)
+        except OSError:  # gone: nothing is run with them here
+            now = {}
+        for name, digest in inputs.items():
+            if name == "initial model":  # with an adapter the seed has a part in it
+                continue
+            key = (name, repr(cell.config.task) if name == "data" else "")
+            before, folder = first.setdefault(key, (digest, out / cell.folder))
+            if digest != before:
+                raise CheckpointError(
+                    f"{name} is another in {folder} than in {out / cell.folder}: their numbers belong to different studies; remove the "
+                    "folders of one kind to run their cells anew, or choose another --out"
+                )
+            if now.get(name, digest) != digest:
+                raise CheckpointError(
+                    f"{name} has changed since {out / cell.folder} was run; take the change back, remove the folders of finished cells "
+                    "to run them anew, or choose another --out"
+                )
 
 
 def _finished(cell: Cell, folder: Path) -> bool:

@@ -10,6 +10,7 @@ from vrpo.errors import ConfigError
 from vrpo.models import load_policy, load_tokenizer, policy_from_model
 from vrpo.rewards import NamedFunction, named
 from vrpo.tasks import task_from_rows
+from vrpo.train.files import storing
 from vrpo.train.loop import train as run_loop
 from vrpo.train.progress import Display, Terminal
 from vrpo.train.run import Ingredients, Resume, Run, build_run, load_ingredients
@@ -46,6 +47,12 @@ def train(
     Raises:
         vrpo.errors.VrpoError: the input is wrong, or the numbers went bad; one line says what and how to mend it.
     """
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides={overrides!r} is one text; give a list such as [{overrides!r}]")
+    if isinstance(config, Config) and overrides:
+        raise ConfigError(
+            f"overrides={list(overrides)} are for a file, and config is a vrpo.Config already; set them there"
+        )
     if not isinstance(config, Config):
         config = load(Config, config, list(overrides))
     how = _resume(resume, checkpoint, allow_changes)
@@ -179,8 +186,15 @@ class Trainer:
         return self._run.evaluate()
 
     def save_model(self, folder: str | Path) -> None:
-        """The policy as an ordinary Hugging Face folder."""
-        self._ingredients.policy.save_pretrained(Path(folder))
+        """The policy as an ordinary Hugging Face folder.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        folder = Path(folder)
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._ingredients.policy.save_pretrained(folder)
 
 
 def _resume(resume: bool, checkpoint: int | None, allow_changes: bool) -> Resume | None:

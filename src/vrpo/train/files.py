@@ -1,5 +1,6 @@
 """Files that are whole or absent, also when the process is killed, the power fails or the disk is full."""
 
+import errno
 import json
 import math
 import os
@@ -11,6 +12,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from vrpo.errors import CheckpointError, StorageError
+
+WRONG_PLACE = frozenset(
+    {errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS}
+)
+"""Errors of a path, not of a disk."""
 
 
 @contextmanager
@@ -24,9 +30,11 @@ def storing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise StorageError(
-            f"cannot write {path}: {reason}; what was there before is whole: make room, then go on with --resume"
-        ) from error
+        if getattr(error, "errno", None) in WRONG_PLACE:
+            mend = "choose a place that can be written"
+        else:
+            mend = "what was there before is whole: make room, then go on with --resume"
+        raise StorageError(f"cannot write {path}: {reason}; {mend}") from error
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -104,6 +104,11 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.path} already holds a run; add --resume (in Python resume=True) to continue it, or choose another --out (output_dir)"
             )
+        if not resume and (other := self._not_a_runs()) is not None:
+            raise CheckpointError(
+                f"{self.path} holds {other!r}, which is no run's and would be written over; choose another --out (output_dir), or move "
+                "it away"
+            )
         if resume and not saved.exists():
             raise CheckpointError(
                 f"{self.path} holds no run to go on with; leave out --resume (resume=True), or correct --out (output_dir)"
@@ -146,6 +151,14 @@ class RunFolder:
         """Whether anything was recorded: a run that was refused at its first verdict can be started again."""
         kept = [*self.records, self.path / LABELS_FILE]
         return any(path.exists() and path.stat().st_size for path in kept) or any(self.checkpoints.glob("*"))
+
+    def _not_a_runs(self) -> str | None:
+        """A file that has one of our names although no run has been here; None where there is none."""
+        if (self.path / "run.json").exists():
+            return None
+        names = ("config.yaml", "environment.json", self.sessions.name, LABELS_FILE, *ENDS)
+        ours = [*(self.path / name for name in names), *self.records]
+        return next((path.name for path in ours if path.exists() and path.stat().st_size), None)
 
     def close(self) -> None:
         """Give the lock back; again is no error."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vrpo.errors import INPUT_ERRORS, NumericsError
+from vrpo.errors import NumericsError, StorageError
 from vrpo.rollout import collate
 from vrpo.train.clock import Clock
 from vrpo.train.files import finite
@@ -54,13 +54,16 @@ def train(run: Run, display: Display) -> dict[str, object]:
                 pass  # nothing has changed since the last whole step
             except Paused:
                 save_pause(run)
-            except INPUT_ERRORS:
-                # a judge that is gone for good, or a reward no critic can read, takes nothing that was learned with it
-                if run.learner.step > 0 and run.paused is None:
-                    save_whole_step(run)
-                raise
             except NumericsError as error:
                 write_worst_tokens(run, error)
+                raise
+            except StorageError:
+                raise
+            except Exception:
+                # a judge that is gone for good, a reward no critic can read, a tracker that is down: they take nothing that was
+                # learned with them
+                if run.learner.step > 0 and run.paused is None:
+                    save_whole_step(run)
                 raise
             if run.paused is None:
                 save_whole_step(run)

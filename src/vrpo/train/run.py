@@ -26,7 +26,7 @@ from vrpo.train.microbatches import Splitter
 from vrpo.train.optim import adamw
 from vrpo.train.prepared import Prepared
 from vrpo.train.pseudo_labels import check_votes, majority_labels
-from vrpo.train.same_run import inputs_of
+from vrpo.train.same_run import digest_of, inputs_of
 from vrpo.train.values import ReferenceStates
 from vrpo.types import EvalResult, Metrics, Prompt, to_device
 
@@ -208,6 +208,13 @@ def build_run(config: Config, ingredients: Ingredients, *, out: Path, resume: Re
         raise
 
 
+def _given(ingredients: Ingredients) -> dict[str, str]:
+    """Hashes of the functions that come from Python, by what a message calls them."""
+    named = [("reward function", f) for f in ingredients.functions]
+    named += [("gold function", f) for f in ingredients.gold]
+    return {f"{kind} {f.name} from Python": digest_of(f) for kind, f in named}
+
+
 def _build(
     config: Config, ingredients: Ingredients, folder: RunFolder, rewards: "_Rewards", resume: Resume | None
 ) -> Run:
@@ -223,7 +230,7 @@ def _build(
     _set_passes(config, policy, critic, denoiser)
     changes = folder.open(
         config_yaml=to_yaml(config),
-        inputs=inputs_of(config, policy, task),
+        inputs=inputs_of(config, policy, task) | _given(ingredients),
         resume=resume is not None,
         allow_changes=resume is not None and resume.allow_changes,
     )

@@ -1,6 +1,7 @@
 """Is this the run the folder holds? What may change when a run goes on, and what would make it another one."""
 
 import hashlib
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from vrpo.config import Config
 from vrpo.config.rewards import FunctionReward
 from vrpo.errors import CheckpointError
 from vrpo.models import Policy
+from vrpo.rewards import NamedFunction
 from vrpo.tasks import Task
 
 MAY_CHANGE = frozenset(
@@ -57,13 +59,34 @@ EXACT_ONLY_WITH = ("platform", "processor", "torch_threads", "gpu", "versions")
 
 def inputs_of(config: Config, policy: Policy, task: Task) -> dict[str, str]:
     """Hashes of what a configuration only names: initial weights, data, reward files."""
-    found = {"initial model": _weights_hash(policy), "data": task.fingerprint()}
-    for function in (*config.rewards.functions, *config.rewards.gold):
-        if isinstance(function, FunctionReward):
-            found[f"reward file {function.file}"] = hashlib.sha256(
-                Path(function.file).read_bytes()
-            ).hexdigest()
-    return found
+    return {
+        "initial model": _weights_hash(policy),
+        "data": task.fingerprint(),
+        **reward_files(config),
+    }
+
+
+def reward_files(config: Config) -> dict[str, str]:
+    """Hashes of the files that a configuration's reward functions are in."""
+    return {
+        f"reward file {function.file}": hashlib.sha256(Path(function.file).read_bytes()).hexdigest()
+        for function in (*config.rewards.functions, *config.rewards.gold)
+        if isinstance(function, FunctionReward)
+    }
+
+
+def digest_of(function: NamedFunction) -> str:
+    """Hash of a reward function given in Python: weight, and source or, where there is none, code; of an object, those of its class.
+
+    What it has closed over is not in it.
+    """
+    called = function.source
+    code = getattr(called, "__code__", None)
+    try:
+        text = inspect.getsource(called if code is not None or inspect.isclass(called) else type(called))
+    except (OSError, TypeError):  # typed at a prompt, or built in
+        text = repr((type(called).__qualname__, getattr(code, "co_code", b""), getattr(code, "co_names", ())))
+    return hashlib.sha256(f"{function.weight!r}\n{text}".encode()).hexdigest()
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

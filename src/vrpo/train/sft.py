@@ -1,6 +1,7 @@
 """The supervised warm start: imitate a column of the task until accuracy leaves room for RL."""
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,20 @@ from vrpo.rewards import build_rewards
 from vrpo.rollout import TorchEngine
 from vrpo.tasks import build_task
 from vrpo.train.evaluate import evaluate
-from vrpo.train.files import replace_file
+from vrpo.train.files import replace_file, storing
 from vrpo.train.fit import check_fit
 from vrpo.train.optim import adamw, set_learning_rate
 from vrpo.types import Prompt
+
+CHECKED = 100_000
+"""Rows whose target is looked at before the first step: of a file all, of a generated task, which has one everywhere, enough."""
 
 
 def sft(config: SftConfig, *, out: str | Path, console: Console | None = None) -> dict[str, Any]:
     """Minimise the mean negative log-likelihood of target + EOS given the prompt; save the model to `out`.
 
     The learning rate decays linearly to a tenth over `sft.steps`; training stops early once the held-out
-    greedy accuracy reaches `sft.stop_accuracy`.
+    greedy accuracy reaches `sft.stop_accuracy`. The model is saved at every evaluation, and sft.json says of which step it is.
 
     Returns:
         steps made, last loss (nats a token), and the held-out accuracy.
@@ -34,6 +38,7 @@ def sft(config: SftConfig, *, out: str | Path, console: Console | None = None) -
         CheckpointError: `out` already holds a model.
         DataError: a row has no target text.
         NumericsError: the loss is not finite.
+        StorageError: `out` cannot be written.
     """
     out, console, settings = Path(out), console or Console(), config.sft
     if any((out / name).exists() for name in ("config.json", "adapter_config.json")):
@@ -47,6 +52,11 @@ def sft(config: SftConfig, *, out: str | Path, console: Console | None = None) -
     check_fit(task, policy, rewards, max_completion_length=config.rollout.max_completion_length)
     engine = TorchEngine(policy, tokenizer, config.rollout, seed=config.seed)
     held_out = task.eval_prompts(settings.eval_prompts)
+    for prompt in islice(task.train_prompts(), CHECKED):
+        target_of(prompt, settings.target_column)
+    with storing(out):  # before anything is trained that could not be kept
+        out.mkdir(parents=True, exist_ok=True)
+        replace_file(out / "sft.json", json.dumps({"steps": 0}) + "\n")
     optimizer = adamw(policy, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
     result: dict[str, Any] = {}
     for step in range(1, settings.steps + 1):
@@ -59,10 +69,11 @@ def sft(config: SftConfig, *, out: str | Path, console: Console | None = None) -
                 f"sft step {step}/{settings.steps}  loss {loss:.3f}  held-out accuracy: greedy {accuracy.greedy:.3f}, sampled {accuracy.sampled:.3f}"
             )
             result = {"steps": step, "loss": loss, "greedy": accuracy.greedy, "sampled": accuracy.sampled}
+            with storing(out):
+                policy.save_pretrained(out)
+            replace_file(out / "sft.json", json.dumps(result, indent=2) + "\n")
             if settings.stop_accuracy is not None and accuracy.greedy >= settings.stop_accuracy:
                 break
-    policy.save_pretrained(out)
-    replace_file(out / "sft.json", json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -82,6 +93,22 @@ def _sft_step(
     return float(loss.detach())
 
 
+def target_of(prompt: Prompt, column: str, *, setting: str = "sft.target_column") -> str:
+    """The right response to a prompt.
+
+    Raises:
+        DataError: the row has no text in `column`, which `setting` names.
+    """
+    target = prompt.columns.get(column)
+    target = str(target) if type(target) is int else target
+    if not isinstance(target, str) or not target:
+        raise DataError(
+            f"row {prompt.prompt_id} has no text in column {column!r}, but {target!r:.60}; write it out, or set {setting} to the column "
+            "with the right response"
+        )
+    return target
+
+
 def encode_examples(
     prompts: list[Prompt], tokenizer: Any, column: str, *, setting: str = "sft.target_column"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -92,13 +119,7 @@ def encode_examples(
     """
     rows, starts = [], []
     for prompt in prompts:
-        target = prompt.columns.get(column)
-        target = str(target) if type(target) is int else target
-        if not isinstance(target, str) or not target:
-            raise DataError(
-                f"row {prompt.prompt_id} has no text in column {column!r}, but {target!r:.60}; write it out, or set {setting} to the column "
-                "with the right response"
-            )
+        target = target_of(prompt, column, setting=setting)
         target_ids = tokenizer(target, add_special_tokens=False)["input_ids"]
         rows.append(np.concatenate([prompt.token_ids, target_ids, [tokenizer.eos_token_id]]).astype(np.int64))
         starts.append(len(prompt.token_ids))
