@@ -11,6 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+import vrpo.functional
 from vrpo.config import Config, SftConfig, build
 from vrpo.config.describe import all_keys
 from vrpo.config.presets import merge
@@ -177,16 +178,34 @@ def test_the_metrics_page_is_current():
     assert (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8") == catalogue_page(), "run `make docs`"
 
 
-def test_the_example_runs(tmp_path):
+def run_example(name, folder):
+    """What a script beside the guides prints."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "guides" / "own_reward.py")],
-        cwd=tmp_path,
+        [sys.executable, str(ROOT / "docs" / "guides" / name)],
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"first 0\.\d+, final 0\.\d+", done.stdout), done.stdout
+    return done.stdout
+
+
+def test_the_example_runs(tmp_path):
+    shown = run_example("own_reward.py", tmp_path)
+    assert re.search(r"first 0\.\d+, final 0\.\d+", shown), shown
     assert (tmp_path / "runs" / "own_reward" / "summary.json").is_file()
+
+
+def test_the_loop_of_building_blocks_learns_from_better_verdicts_than_it_sees(tmp_path):
+    shares = re.findall(r"seen (\d\.\d+), learned from (\d\.\d+)", run_example("own_loop.py", tmp_path))
+    seen, learned = (sum(map(float, column)) / len(shares) for column in zip(*shares, strict=True))
+    assert len(shares) == 10 and 0.75 < seen < 0.85 and learned > seen + 0.08
+
+
+def test_the_page_of_building_blocks_names_functions_that_exist():
+    page = (ROOT / "docs" / "guides" / "own_loop.md").read_text(encoding="utf-8").split("## What there is")[1]
+    named = set(re.findall(r"`(\w+)`", page))
+    assert len(named) > 30 and named <= set(vrpo.functional.__all__)
