@@ -1,6 +1,7 @@
 """Files that are not ours, and runs that are of something else: refused, not written over or mixed."""
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.smoke.test_runs import cli, exact, lines, python_config, run, small, 
 from vrpo.errors import CheckpointError, ConfigError, StorageError
 from vrpo.study.run import run_study
 from vrpo.train import checkpoint
-from vrpo.train.progress import Quiet
+from vrpo.train.progress import Quiet, Terminal
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "summary.json", "environment.json"])
@@ -170,3 +171,11 @@ def test_a_report_goes_into_a_file(capsys, tmp_path):
     run(small(algorithm="grpo", train={"steps": 1}), tmp_path / "run")
     status, _, error = cli(capsys, "report", str(tmp_path / "run"), "--out", str(tmp_path))
     assert status == 2 and "is a folder" in error
+
+
+def test_a_line_of_a_log_is_one_line():
+    console = Console(file=StringIO(), width=40)
+    display = Terminal(console)
+    display.start("a-run-with-a-name", first=0, steps=1, note="what is trained on, [in brackets], " * 4)
+    display.warning(1, "what the watch has seen in the last hundred steps, and what to do about it")
+    assert console.file.getvalue().count("\n") == 2 and "[in brackets]" in console.file.getvalue()

@@ -395,7 +395,10 @@ IMPORTS = {
     "crashes": ("import ctypes; ctypes.string_at(0)", "crashed while it was loaded .*SIGSEGV"),
     "sys.exit": ("import sys; sys.exit(0)", "SystemExit"),
     "hangs": ("import time; time.sleep(60)", "timeout while it was loaded .*not loaded within 1 s"),
-    "lacks it": ("def other(completions): ...", r"no function 'mine'; it defines \['other'\]"),
+    "lacks it": (
+        "def other(completions): ...",
+        r"no function 'mine'; it defines \['other'\]; correct rewards\.functions\.name$",
+    ),
     "is no function": ("mine = 3", "no function 'mine'"),
 }
 

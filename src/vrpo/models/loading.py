@@ -60,7 +60,10 @@ def resolve_path(path: str) -> str:
     folder = Path(os.path.expanduser(path))
     if folder.is_dir():
         if not any((folder / name).is_file() for name in ("config.json", ADAPTER_FILE)):
-            raise ModelError(f"{path!r} holds no config.json; give the folder that holds the model's files")
+            asks = "give the folder that holds the model's files"
+            raise ModelError(
+                f"{path!r} holds no config.json; {asks if path else 'pass processing_class= for a model that names no folder'}"
+            )
         return str(folder)
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
         raise ModelError(

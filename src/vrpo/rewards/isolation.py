@@ -203,7 +203,15 @@ class InWorker:
             ) from fault
         if "refused" in ready:
             self.close()
-            raise ConfigError(f"{self._label}: {ready['refused']}; run the file with python and fix that")
+            told = str(ready["refused"])
+            mend = (
+                ""
+                if told.startswith("LookupError: no function")
+                else "; run the file with python and fix that"
+            )
+            raise ConfigError(
+                f"{self._label}: {told.removeprefix('LookupError: ') if not mend else told}{mend}"
+            )
         return [(str(name), str(kind), bool(required)) for name, kind, required in ready["parameters"]]
 
     def _ask(self, message: bytes, timeout: float | None, too_long: str) -> dict[str, Any]:

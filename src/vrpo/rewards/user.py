@@ -147,7 +147,7 @@ def isolated(config: FunctionReward) -> NamedFunction:
     """
     if not Path(config.file).is_file():
         raise ConfigError(
-            f"{config.file}: no such file; correct rewards.functions.file (it is relative to the working directory)"
+            f"{config.file}: no such file; correct the path (it is relative to the working directory)"
         )
     worker = InWorker(
         file=config.file,
@@ -220,9 +220,7 @@ def load_function(file: str, name: str) -> Callable[..., Any]:
     """
     path = Path(file)
     if not path.is_file():
-        raise ConfigError(
-            f"{file}: no such file; correct rewards.functions.file (it is relative to the working directory)"
-        )
+        raise ConfigError(f"{file}: no such file; correct the path (it is relative to the working directory)")
     folder = str(path.resolve().parent)
     if folder not in sys.path:  # last, so that nothing of ours is hidden by a file of that name
         sys.path.append(folder)

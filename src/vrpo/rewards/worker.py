@@ -138,9 +138,10 @@ def _load(task: dict[str, Any]) -> Callable[..., Any]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickling look their module up by name
     spec.loader.exec_module(module)
-    names = sorted(k for k, v in vars(module).items() if callable(v) and not k.startswith("_"))
+    own = {k: v for k, v in vars(module).items() if getattr(v, "__module__", None) == spec.name}
+    names = sorted(k for k, v in own.items() if callable(v) and not k.startswith("_"))
     if not callable(getattr(module, task["name"], None)):
-        raise LookupError(f"no function {task['name']!r}; it defines {names}")
+        raise LookupError(f"no function {task['name']!r}; it defines {names}; correct rewards.functions.name")
     return getattr(module, task["name"])
 
 

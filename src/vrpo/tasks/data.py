@@ -93,7 +93,7 @@ def read_rows(source: str, *, subset: str | None = None, split: str = "train") -
         path = existing_file(source)
         if path is None:
             raise DataError(
-                f"{shown(source) if len(source) > 300 or not source.isprintable() else source}: no such file; correct task.data (it is relative to the working directory)"
+                f"{shown(source) if len(source) > 300 or not source.isprintable() else source}: no such file; correct the path (it is relative to the working directory)"
             )
         try:
             rows = _read_file(path)

@@ -16,7 +16,9 @@ def check_files(config: Config) -> None:
     """
     if config.model is None or config.task is None or not config.rewards.functions:
         lacking = "model" if config.model is None else "task" if config.task is None else "rewards.functions"
-        raise ConfigError(f"{lacking} is required; add it to the configuration")
+        raise ConfigError(
+            f"{lacking} is required; add it to the configuration (a run started from Python goes on with its Trainer)"
+        )
     critic_path = config.critic.path if config.critic is not None else None
     for key, path in (("model.path", config.model.path), ("critic.path", critic_path)):
         if path is not None and looks_local(path) and not _is_dir(path):

@@ -63,7 +63,7 @@ class Terminal:
 
     def start(self, name: str, *, first: int, steps: int, note: str) -> None:
         """Say what is trained on, and open the bar."""
-        self.console.print(note, markup=False)
+        self._say(escape(note))
         self._name, self._steps = name, steps
         if self.console.is_terminal:
             self._progress = Progress(
@@ -90,7 +90,7 @@ class Terminal:
         if self._progress is not None:
             self._progress.update(self._task, completed=step, numbers=numbers)
         elif step == 1 or step % max(self._steps // LINES_PER_RUN, 1) == 0:
-            self.console.print(f"{self._name} step {step}/{self._steps}  {numbers}")
+            self._say(f"{self._name} step {step}/{self._steps}  {numbers}")
 
     def evaluation(self, step: int, result: EvalResult) -> None:
         """Show the clean accuracy beside the bar from here on."""
@@ -103,11 +103,15 @@ class Terminal:
             line = f"{self._name} step {step}  clean accuracy: greedy {result.greedy:.3f}, sampled {result.sampled:.3f}{few}"
             if result.denoiser_greedy is not None:
                 line += f"; denoiser's model {result.denoiser_greedy:.3f}"
-            self.console.print(line)
+            self._say(line)
 
     def warning(self, step: int, message: str) -> None:
         """Print it above the bar."""
-        self.console.print(f"[yellow]warning[/yellow] at step {step}: {escape(message)}")
+        self._say(f"[yellow]warning[/yellow] at step {step}: {escape(message)}")
+
+    def _say(self, text: str) -> None:
+        # in a log a line is a line, for whoever searches it
+        self.console.print(text, soft_wrap=not self.console.is_terminal)
 
     def finish(self) -> None:
         """Close the bar."""

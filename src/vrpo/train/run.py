@@ -178,7 +178,9 @@ def load_ingredients(config: Config) -> Ingredients:
             )
             if not there
         ]
-        raise ConfigError(f"{lacking[0]} is required; add it to the configuration")
+        raise ConfigError(
+            f"{lacking[0]} is required; add it to the configuration (a run started from Python goes on with its Trainer)"
+        )
     policy = load_policy(config.model, seed=config.train.seed)
     return Ingredients(policy=policy, task=build_task(config.task, policy.tokenizer))
 
