@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 from rich.console import Console
+from transformers import AutoModelForCausalLM
 
 import vrpo
 from tests.smoke.test_runs import cli, exact, lines, python_config, run, small, trainer
-from vrpo.errors import CheckpointError, ConfigError, StorageError
+from vrpo.errors import CheckpointError, ConfigError, ModelError, StorageError
+from vrpo.models.tiny import build_tiny, tiny_tokenizer
 from vrpo.study.run import run_study
 from vrpo.train import checkpoint
 from vrpo.train.progress import Quiet, Terminal
@@ -179,3 +181,9 @@ def test_a_line_of_a_log_is_one_line():
     display.start("a-run-with-a-name", first=0, steps=1, note="what is trained on, [in brackets], " * 4)
     display.warning(1, "what the watch has seen in the last hundred steps, and what to do about it")
     assert console.file.getvalue().count("\n") == 2 and "[in brackets]" in console.file.getvalue()
+
+
+def test_a_model_of_which_nothing_may_be_trained_is_refused(tmp_path):
+    frozen = AutoModelForCausalLM.from_pretrained(build_tiny(tmp_path / "tiny", seed=0)).requires_grad_(False)
+    with pytest.raises(ModelError, match=r"may be trained; call requires_grad_\(True\)"):
+        trainer(exact, tmp_path, model=frozen, processing_class=tiny_tokenizer())

@@ -155,6 +155,13 @@ def with_lora(tokenizer, **settings):
     return policy_from_model(model, tokenizer, config=ModelConfig(path="x", device="cpu"))
 
 
+def test_an_adapter_on_whole_names_is_taken_over(tokenizer):
+    policy = with_lora(tokenizer, target_modules="all-linear")
+    assert any(name.startswith("model.") for name in policy.model.peft_config["default"].target_modules)
+    critic = Critic.from_policy(policy, FULL, seed=0)
+    assert torch.equal(critic.hidden(INPUT_IDS, ATTENTION), policy.hidden(INPUT_IDS, ATTENTION).detach())
+
+
 def test_the_critic_goes_on_with_a_trained_adapter(tokenizer):
     policy = with_lora(tokenizer)
     critic = Critic.from_policy(policy, FULL, seed=0)

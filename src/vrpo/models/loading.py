@@ -60,10 +60,8 @@ def resolve_path(path: str) -> str:
     folder = Path(os.path.expanduser(path))
     if folder.is_dir():
         if not any((folder / name).is_file() for name in ("config.json", ADAPTER_FILE)):
-            asks = "give the folder that holds the model's files"
-            raise ModelError(
-                f"{path!r} holds no config.json; {asks if path else 'pass processing_class= for a model that names no folder'}"
-            )
+            mend = "the folder that holds the model's files" if path else "processing_class= beside the model"
+            raise ModelError(f"{path!r} holds no config.json; give {mend}")
         return str(folder)
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
         raise ModelError(
@@ -162,7 +160,8 @@ def policy_from_model(model: Any, tokenizer: Any, *, config: ModelConfig, seed: 
     """
     from peft import PeftModel
 
-    if not isinstance(model, (PreTrainedModel, PeftModel)) or not model.can_generate():
+    fits = isinstance(model, (PreTrainedModel, PeftModel)) and model.can_generate()
+    if not fits or model.config.is_encoder_decoder:
         raise ModelError(
             f"the model is a {type(model).__name__}, a causal language model of transformers is needed; load it with "
             "AutoModelForCausalLM.from_pretrained"
@@ -178,11 +177,12 @@ def policy_from_model(model: Any, tokenizer: Any, *, config: ModelConfig, seed: 
     wrong = [t for t in (listed if isinstance(listed, list) else [listed or 0]) if not isinstance(t, int)]
     if wrong:
         raise ModelError(
-            f"generation_config.json of {config.path!r}: eos_token_id holds {wrong[0]!r:.60}, token numbers are needed; "
-            "correct it"
+            f"generation_config.json of {config.path!r}: eos_token_id holds {wrong[0]!r:.60}, token numbers are needed; correct it"
         )
     if isinstance(model, PeftModel):
         _check_adapter(model, config)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(f"no weight of {config.path!r} may be trained; call requires_grad_(True) on it")
     model = model.float()
     fresh = None if isinstance(model, PeftModel) else config.lora
     if fresh is not None:
@@ -302,6 +302,11 @@ def copy_adapter(backbone: nn.Module, model: Any) -> nn.Module:
     settings = copy.deepcopy(model.active_peft_config)
     settings.task_type, settings.inference_mode = "FEATURE_EXTRACTION", False
     settings.base_model_name_or_path = None  # set anew from the backbone
+    if not isinstance(
+        settings.target_modules, str
+    ):  # whole names, as peft writes "all-linear" on a model of few layers
+        prefix = f"{model.get_base_model().base_model_prefix}."
+        settings.target_modules = {name.removeprefix(prefix) for name in settings.target_modules}
     try:
         with seeded(0), peft_warnings():
             copied = get_peft_model(backbone, settings)
@@ -315,7 +320,7 @@ def copy_adapter(backbone: nn.Module, model: Any) -> nn.Module:
 
 
 def _check_adapter(model: Any, config: ModelConfig) -> None:
-    """One LoRA adapter under peft's usual name, as what is saved in one folder and what a critic can copy; the one asked for."""
+    """One LoRA adapter, the one asked for, under peft's usual name: what is saved in one folder, and what a critic can copy."""
     found = {name: str(settings.peft_type.value) for name, settings in model.peft_config.items()}
     if found != {"default": "LORA"}:
         raise ModelError(

@@ -1,6 +1,7 @@
 """The Python interface: `vrpo.train` for a configuration, `vrpo.Trainer` for your own objects."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, final
 
@@ -54,6 +55,10 @@ def train(
             f"overrides={list(overrides)} are for a file, and config is a vrpo.Config already; set them there"
         )
     if not isinstance(config, Config):
+        if not isinstance(config, (str, Path)):
+            raise ConfigError(
+                f"config={config!r:.60} is no configuration; give a path, or vrpo.Config(**settings)"
+            )
         config = load(Config, config, list(overrides))
     how = _resume(resume, checkpoint, allow_changes)
     run = build_run(config, load_ingredients(config), out=Path(out), resume=how)
@@ -209,7 +214,7 @@ def _as_list(functions: Any) -> Any:
 
 
 def _check_holdout(holdout: float) -> None:
-    if not 0.0 < holdout < 1.0:
+    if not isinstance(holdout, Real) or not 0.0 < holdout < 1.0:
         raise ConfigError(f"holdout={holdout!r} is no share between 0 and 1; give one, or an eval_dataset")
 
 
