@@ -312,5 +312,5 @@ def _last_line(path: Path) -> dict[str, Any]:
         file.seek(start)
         lines = file.read().splitlines(keepends=True)
     # the first may have lost its beginning, the last is perhaps being written
-    whole = [line for line in lines[start > 0 :] if line.endswith(b"\n")]
+    whole = [line for line in (lines[1:] if start else lines) if line.endswith(b"\n")]
     return dict(json.loads(whole[-1])) if whole else {}
