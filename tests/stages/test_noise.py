@@ -457,6 +457,6 @@ def test_label_noise_comes_first_and_must_change_something(noise):
 def test_votes_are_read_as_the_function_reads_that_judges_the_column():
     by_word, format_check = ExactReward(prefix=True), ExactReward(column="layout")
     for functions in ((by_word, format_check), (format_check, by_word)):
-        read = _reader(RewardsConfig(functions=functions), "answer")
+        read = _reader(RewardsConfig(functions=functions), "answer", {})
         assert [read(text) for text in ("46 so", "46 is", " ")] == ["46", "46", None]
-    assert _reader(RewardsConfig(functions=(format_check,)), "answer")(" 46 so ") == "46 so"
+    assert _reader(RewardsConfig(functions=(format_check,)), "answer", {})(" 46 so ") == "46 so"

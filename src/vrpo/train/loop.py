@@ -60,8 +60,7 @@ def train(run: Run, display: Display) -> dict[str, object]:
             except StorageError:
                 raise
             except Exception:
-                # a judge that is gone for good, a reward no critic can read, a tracker that is down: they take nothing that was
-                # learned with them
+                # a judge that is gone, a reward no critic can read, a tracker that is down take nothing that was learned with them
                 if run.learner.step > 0 and run.paused is None:
                     save_whole_step(run)
                 raise

@@ -62,7 +62,7 @@ def _row(batch: Batch, columns: dict[str, Tensor], row: int, place: int) -> dict
         "sample_id": batch.sample_ids[row],
         "column": place,
         "token_id": int(batch.input_ids[row, place + 1]),
-        **dict.fromkeys((*PER_TOKEN, "logp", "log_ratio")),
+        **dict.fromkeys(PER_TOKEN),
         **{name: x if math.isfinite(x) else None for name, x in numbers.items()},
         "not_finite": [name for name, x in numbers.items() if not math.isfinite(x)],
     }
