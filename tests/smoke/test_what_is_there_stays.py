@@ -58,16 +58,15 @@ def write_study(folder: Path, seeds: list[int], judge: str) -> Path:
 
 
 def test_a_study_is_of_one_reward_file_and_takes_over_no_run(tmp_path):
-    def go(**settings):
+    def go(out="out"):
         run_study(
             tmp_path / "study.yaml",
             "study",
-            out=tmp_path / "out",
+            out=tmp_path / out,
             overrides=[],
             record_to=None,
             report_only=False,
             console=Console(quiet=True),
-            **settings,
         )
 
     right = "def f(completions, **_):\n    return [float(len(c)) for c in completions]\n"
@@ -91,15 +90,7 @@ def test_a_study_is_of_one_reward_file_and_takes_over_no_run(tmp_path):
     run(small(algorithm="grpo", train={"steps": 1}), tmp_path / "run")
     kept = (tmp_path / "run" / "summary.json").read_bytes()
     with pytest.raises(CheckpointError, match="holds a run, whose summary the study's would replace"):
-        run_study(
-            tmp_path / "study.yaml",
-            "study",
-            out=tmp_path / "run",
-            overrides=[],
-            record_to=None,
-            report_only=False,
-            console=Console(quiet=True),
-        )
+        go("run")
     assert (tmp_path / "run" / "summary.json").read_bytes() == kept
 
 
