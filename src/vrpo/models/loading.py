@@ -182,7 +182,7 @@ def policy_from_model(model: Any, tokenizer: Any, *, config: ModelConfig, seed: 
     if isinstance(model, PeftModel):
         _check_adapter(model, config)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ModelError(f"no weight of {config.path!r} may be trained; call requires_grad_(True) on it")
+        raise ModelError(f"no weight of {config.path!r} may be trained; set requires_grad on those to train")
     model = model.float()
     fresh = None if isinstance(model, PeftModel) else config.lora
     if fresh is not None:

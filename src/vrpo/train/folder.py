@@ -125,7 +125,8 @@ class RunFolder:
         if resume:
             before = self._read_run()
             changed = changed_settings(filled_in(Config, read_yaml(saved)), yaml.safe_load(config_yaml))
-            differing = [name for name, digest in inputs.items() if before["inputs"].get(name) != digest]
+            names = dict.fromkeys([*inputs, *before["inputs"]])  # what is no longer there has changed too
+            differing = [name for name in names if before["inputs"].get(name) != inputs.get(name)]
             changes = check_changes(self.path, changed, differing, allow_changes=allow_changes)
             changes += [f"not exact to the bit: {x}" for x in not_exact_because(self._environment(), now)]
         self._to_sign = _Session(config_yaml=config_yaml, identity=identity, environment=now, changes=changes)
