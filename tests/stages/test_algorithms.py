@@ -25,9 +25,9 @@ def valued(lengths=(3,), scores=(1.0,), values=((0.0, 0.5, 0.6, 0.8),), bootstra
     )
 
 
-def annotate(batch, **settings):
+def annotate(batch, explained_var=None, **settings):
     config = PpoConfig(**{"whiten_advantages": False, "lam": 0.5} | settings)
-    return Ppo(config).annotate(batch, kl_coef=config.kl_coef)
+    return Ppo(config).annotate(batch, kl_coef=config.kl_coef, explained_var=explained_var)
 
 
 def test_ppo_by_hand():
@@ -86,6 +86,15 @@ def test_a_critic_is_trusted_as_far_as_it_explains(values, trust, expected):
     done = annotate(judged(values), critic_trust=trust)
     assert done.advantages[:, 0].tolist() == pytest.approx(expected, abs=1e-6)
     assert done.targets[:, 0].tolist() == [1.0, 0.0]  # what the critic learns does not change
+
+
+def test_trust_follows_the_steps_before():
+    """EV = .64 in this step; -2 or 1 before it."""
+    gated = annotate(judged((0.7, 0.3)), explained_var=-2.0, critic_trust="gate")  # .8 * -2 + .2 * .64 < 0
+    assert gated.advantages[:, 0].tolist() == pytest.approx((0.5, -0.5))
+    trust = 0.8 + 0.2 * 0.64
+    soft = annotate(judged((0.7, 0.3)), explained_var=1.0, critic_trust="soft")
+    assert soft.advantages[0, 0] == pytest.approx(1 - (trust * 0.7 + (1 - trust) * 0.5), abs=1e-6)
 
 
 def test_lambda_is_1_without_trust():

@@ -163,12 +163,24 @@ def test_beta_follows_variance_and_warm_up():
 def test_return_variance_is_a_running_mean():
     objective = CriticObjective(CriticConfig(head=BottleneckHead()), total_updates=1, seed=0)
     batch = make_batch((1, 1), scores=(0.0, 1.0), groups=(0, 1))
-    batch = batch.with_(targets=batch.rewards)
+    batch = batch.with_(targets=batch.rewards, values=0.4 * batch.rewards)
     state = objective.observe_returns(batch, CriticState())
     first = state.return_variance
     assert first == pytest.approx(0.25, rel=1e-4) or first == pytest.approx(0.5, rel=1e-4)
     state = objective.observe_returns(batch.with_(targets=torch.zeros_like(batch.rewards)), state)
     assert state.return_variance == pytest.approx(0.9 * first)
+
+
+def test_explained_variance_is_a_running_mean_that_equal_returns_do_not_move():
+    objective = CriticObjective(CriticConfig(), total_updates=1, seed=0)
+    batch = make_batch((1, 1), scores=(0.0, 1.0), groups=(0, 1))
+    batch = batch.with_(targets=batch.rewards, values=0.5 * batch.rewards)
+    state = objective.observe_returns(batch, CriticState())
+    assert state.explained_var == pytest.approx(0.75)  # 1 - .5 ** 2
+    state = objective.observe_returns(batch.with_(targets=torch.zeros_like(batch.rewards)), state)
+    assert state.explained_var == pytest.approx(0.75)
+    state = objective.observe_returns(batch.with_(values=torch.zeros_like(batch.rewards)), state)
+    assert state.explained_var == pytest.approx(0.8 * 0.75)
 
 
 def test_thresholds_select_the_share_and_remember():

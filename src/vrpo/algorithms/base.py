@@ -32,12 +32,13 @@ class Algorithm(Protocol):
     uses_reference: bool
     """Whether `annotate` or `loss` needs `batch.ref_logp`."""
 
-    def annotate(self, batch: Batch, *, kl_coef: float) -> Batch:
+    def annotate(self, batch: Batch, *, kl_coef: float, explained_var: float | None = None) -> Batch:
         """The batch with `advantages` and, with a critic, `targets`; both 0 where mask is False.
 
         Args:
             batch: rewards, values and reference log-probabilities are in it.
             kl_coef: weight of the KL to the reference in force, where the rule pays it in the reward.
+            explained_var: running explained variance of the critic over the steps before; None in the first.
         """
         ...
 

@@ -23,10 +23,12 @@ from vrpo.functional import (
     check_targets,
     clamped_nll,
     ema,
+    explained_variance,
     linear_kl,
     linear_logprobs_and_entropy,
     masked_var,
     quantile_threshold,
+    running_explained_variance,
     token_entropy_and_nll,
     uncertain_tokens,
     value_cross_entropy,
@@ -53,6 +55,8 @@ class CriticState:
     """Running tau_H, nats."""
     nll_threshold: float | None = None
     """Running log tau_P, nats."""
+    explained_var: float | None = None
+    """Running explained variance of the returns by V before the updates (`algorithm.critic_trust` goes by it)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,18 +125,21 @@ class CriticObjective:
         return head.beta * state.return_variance * ramp
 
     def observe_returns(self, batch: Batch, state: CriticState) -> CriticState:
-        """The state after seeing a step's targets: the scale of beta follows Var(R).
+        """The state after seeing a step's targets: the scale of beta follows Var(R), and how much of it V explains is averaged.
 
         Raises:
             ConfigError: `critic.regression` cannot represent one of them. No weight has moved yet.
         """
-        assert batch.targets is not None, "annotate comes first"
+        assert batch.targets is not None and batch.values is not None, "annotate comes first"
         if batch.num_tokens == 0:
             return state  # every reward of the step is missing: nothing was seen
         check_targets(batch.targets[batch.mask], self.config.regression)
         variance = float(masked_var(batch.targets, batch.mask))
+        explained = float(explained_variance(batch.targets, batch.values, batch.mask))
         return replace(
-            state, return_variance=ema(state.return_variance, variance, decay=RETURN_VARIANCE_DECAY)
+            state,
+            return_variance=ema(state.return_variance, variance, decay=RETURN_VARIANCE_DECAY),
+            explained_var=running_explained_variance(state.explained_var, explained),
         )
 
     def select(

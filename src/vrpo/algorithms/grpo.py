@@ -26,10 +26,10 @@ class Grpo:
         self.config = config
         self.uses_reference = config.kl_coef > 0
 
-    def annotate(self, batch: Batch, *, kl_coef: float) -> Batch:
+    def annotate(self, batch: Batch, *, kl_coef: float, explained_var: float | None = None) -> Batch:
         """A_t = (r - mean(group)) / std(group), the same for all tokens of a response.
 
-        The KL is part of the loss, so `kl_coef` changes nothing here.
+        The KL is part of the loss and there is no critic, so `kl_coef` and `explained_var` change nothing here.
         """
         counts = batch.mask.any(dim=1)  # neither missing nor masked for truncation
         advantage = group_advantages(

@@ -22,6 +22,7 @@ from vrpo.functional import (
     length_adaptive_lambda,
     masked_mean,
     masked_whiten,
+    running_explained_variance,
     sibling_correction,
     token_rewards,
 )
@@ -38,7 +39,7 @@ class Ppo:
         self.config = config
         self.uses_reference = config.kl_coef > 0
 
-    def annotate(self, batch: Batch, *, kl_coef: float) -> Batch:
+    def annotate(self, batch: Batch, *, kl_coef: float, explained_var: float | None = None) -> Batch:
         """A_t = GAE(lam) on what critic and siblings say, whitened over the step; R_t = GAE(lam_value) + v_t."""
         config = self.config
         assert batch.values is not None and batch.bootstrap is not None, "the critic's values come first"
@@ -49,7 +50,7 @@ class Ppo:
         _, targets = gae(
             rewards, batch.values, bootstrap, batch.mask, gamma=config.gamma, lam=config.lam_value
         )
-        trust = self._trust(targets, batch)
+        trust = self._trust(targets, batch, explained_var)
         # what a cut response is worth is the critic's word: others are judged by responses that ended, and it by them
         ended = batch.mask & ~cut[:, None]
         mean = masked_mean(targets, ended if bool(ended.any()) else batch.mask)
@@ -105,11 +106,11 @@ class Ppo:
         lam = torch.as_tensor(lam, device=batch.coverage.device).reshape(-1, 1)
         return lam + batch.coverage * (self.config.lam_covered - lam)
 
-    def _trust(self, targets: Tensor, batch: Batch) -> float:
+    def _trust(self, targets: Tensor, batch: Batch, before: float | None) -> float:
         """g in [0, 1]: what share of the values is the critic's, the rest is the step's mean return; lambda follows.
 
-        At g = 0 the advantage is R_t - mean(R), at g = 1 it is GAE. Gate of EVPO (arXiv:2604.19485), by this step's
-        explained variance before the update; `soft` and the lambda between are ours.
+        At g = 0 the advantage is R_t - mean(R), at g = 1 it is GAE. Gate of EVPO (arXiv:2604.19485), by the explained variance before
+        the update; ours are the running mean over the steps, without which the gate flaps, `soft`, and the lambda between.
         """
         assert batch.values is not None, "the critic's values come first"
         if self.config.critic_trust == "full":
@@ -117,6 +118,7 @@ class Ppo:
         explained = float(explained_variance(targets, batch.values, batch.mask))
         if math.isnan(explained):  # all returns are equal: there is nothing to explain, and nothing to learn
             return 0.0
+        explained = running_explained_variance(before, explained)
         return float(explained > 0.0) if self.config.critic_trust == "gate" else min(max(explained, 0.0), 1.0)
 
     def next_kl_coef(self, kl_coef: float, *, kl: float | None, responses: int) -> float:

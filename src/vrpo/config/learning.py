@@ -27,8 +27,8 @@ class PpoConfig(Strict):
     """When set, lambda of a state is this as far as siblings cover it (`sibling_coverage`) and lam for the rest: 0 believes values
     where siblings know them, and rewards elsewhere."""
     critic_trust: Literal["full", "gate", "soft"] = "full"
-    """How far advantages rely on the critic. `gate`: not at all in steps where its explained variance is not above 0 (EVPO),
-    the mean return is the baseline then; `soft`: in proportion to explained variance, and lam rises to 1 as it falls to 0."""
+    """How far advantages rely on the critic. `gate`: not at all while its explained variance, a running mean over about five steps, is
+    not above 0 (EVPO), the mean return is the baseline then; `soft`: in proportion to it, and lam rises to 1 as it falls to 0."""
     sibling_correction: bool = False
     """Move the values of a response by what its siblings' returns say the critic got wrong about their prompt, shrunk as far as the
     critic is right (`functional.sibling_correction`): a cold critic's baseline is then the group's mean, a good one's is its own."""

@@ -13,6 +13,7 @@ from vrpo.functional.diagnostics import (
     explained_variance_by_position,
     frac_zero_std,
     masked_correlation,
+    running_explained_variance,
     sibling_ranking_accuracy,
 )
 from vrpo.functional.groups import equal_responses
@@ -96,6 +97,7 @@ __all__ = [
     "read_values",
     "reparameterise",
     "require_verdicts",
+    "running_explained_variance",
     "sample_tokens",
     "sibling_correction",
     "sibling_ranking_accuracy",

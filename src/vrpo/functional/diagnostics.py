@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vrpo.functional.semantic import ema
+
 ROUNDING = 1e-5
 """Targets A + V of equal returns differ by what fp32 rounds, a few 1e-7 of the larger of both: no variance to explain."""
 
@@ -39,6 +41,16 @@ def explained_variance(
     error = r - v
     varies = r.max() - r.min() > ROUNDING * torch.maximum(r.abs().max(), v.abs().max())
     return _nan_unless(varies, 1.0 - error.var(correction=0) / r.var(correction=0))
+
+
+def running_explained_variance(before: float | None, explained: float) -> float:
+    """0.8 * before + 0.2 * explained: explained variance over about five steps, since that of one step is noisy.
+
+    Args:
+        before: of the steps before; None in the first.
+        explained: of this step, before the update; NaN (all returns are equal) changes nothing.
+    """
+    return ema(before, explained, decay=0.8)
 
 
 def explained_variance_by_position(

@@ -100,7 +100,7 @@ def _steps(run: Run, display: Display, stop: StopRequest) -> None:
 
 def _prepare(run: Run, step: int) -> Prepared:
     """Stages 1 to 5: from prompts to a batch to learn from. Changes nothing."""
-    config, clock = run.config, Clock()
+    config, learner, clock = run.config, run.learner, Clock()
 
     # 1 prompts: a function of the seed and the step alone
     count = config.train.completions_per_step // config.rollout.num_generations
@@ -112,7 +112,7 @@ def _prepare(run: Run, step: int) -> Prepared:
             prompts,
             num_generations=config.rollout.num_generations,
             step=step,
-            policy_version=run.learner.policy_version,
+            policy_version=learner.policy_version,
         )
 
     # 3 reward: the clean verdict, and what noise makes of it
@@ -126,21 +126,22 @@ def _prepare(run: Run, step: int) -> Prepared:
         batch, critic_state = evaluate_batch(
             batch,
             reference=run.reference if run.reads_reference else None,
-            critic=run.learner.critic,
+            critic=learner.critic,
             objective=run.objective,
-            state=run.learner.critic_state,
+            state=learner.critic_state,
             temperature=config.rollout.temperature,
             split=run.splitter,
-            believer=None if run.learner.denoiser is None else run.learner.denoiser.model,
+            believer=None if learner.denoiser is None else learner.denoiser.model,
             features=run.features,
         )
         denoising: Metrics = {}
-        if run.learner.denoiser is not None:
-            batch, denoising = run.learner.denoiser.denoise(batch)
+        if learner.denoiser is not None:
+            batch, denoising = learner.denoiser.denoise(batch)
         batch = _oracle_if_asked(run, batch, scored)
 
     # 5 advantages and value targets
-    batch = run.algorithm.annotate(batch, kl_coef=run.learner.kl_coef)
+    explained_var = learner.critic_state.explained_var
+    batch = run.algorithm.annotate(batch, kl_coef=learner.kl_coef, explained_var=explained_var)
     if (problem := not_finite(batch)) is not None:
         raise NumericsError(
             f"{problem}; nothing can be learned from this step, start again with a lower learning rate",
@@ -149,19 +150,18 @@ def _prepare(run: Run, step: int) -> Prepared:
     if run.objective is not None:
         critic_state = run.objective.observe_returns(batch, critic_state)
 
-    skipped = run.learner.skipped_in_a_row
-    weights = {"kl_coef": run.learner.kl_coef, "belief_coef": config.algorithm.belief_coef}
+    weights = {"kl_coef": learner.kl_coef, "belief_coef": config.algorithm.belief_coef}
     metrics = sampled_metrics(batch, scored, denoising, knows_clean=run.rewards.knows_clean, **weights)
     return Prepared(
         step=step,
         batch=batch,
         metrics={"episode": float(step * config.train.completions_per_step), **metrics},
-        rows=transcript(scored, batch, run.learner.policy.tokenizer),
+        rows=transcript(scored, batch, learner.policy.tokenizer),
         tokens=sum(s.rollout.num_actions for s in scored),
         critic_state=critic_state,
-        critic=UpdateStats(skipped_in_a_row=skipped["critic"]),
-        denoiser=UpdateStats(skipped_in_a_row=skipped["denoiser"]),
-        policy=UpdateStats(skipped_in_a_row=skipped["policy"]),
+        critic=UpdateStats(skipped_in_a_row=learner.skipped_in_a_row["critic"]),
+        denoiser=UpdateStats(skipped_in_a_row=learner.skipped_in_a_row["denoiser"]),
+        policy=UpdateStats(skipped_in_a_row=learner.skipped_in_a_row["policy"]),
         clock=clock,
     )
 
