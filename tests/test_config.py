@@ -252,6 +252,20 @@ def test_overrides_are_yaml_and_written_back():
     assert "lam: 1.0" in to_yaml(config)
 
 
+def test_an_override_reaches_an_item_of_a_list_by_its_number():
+    functions = [{"type": "exact"}, {"type": "exact", "weight": 0.5}]
+    data = {"rewards": {"functions": functions, "weight_of_none": []}}
+    changed = apply_overrides(data, ["rewards.functions.1.weight=2", "rewards.functions.0=null"])
+    assert changed["rewards"]["functions"] == [None, {"type": "exact", "weight": 2}]
+    assert functions[1]["weight"] == 0.5  # what was read is left as it is
+    with pytest.raises(
+        ConfigError, match=r"'2' none of its items; its items are functions\.0 to functions\.1"
+    ):
+        apply_overrides(data, ["rewards.functions.2.weight=2"])
+    with pytest.raises(ConfigError, match="it is empty"):
+        apply_overrides(data, ["rewards.weight_of_none.0=2"])
+
+
 @pytest.mark.parametrize(
     ("override", "part"),
     [

@@ -487,6 +487,19 @@ def test_a_new_run_starts_from_an_earlier_critic(tmp_path):
     assert finite(run(tmp_path / "b", critic={"path": str(earlier)}))
 
 
+@pytest.mark.parametrize("command", ["train", "sft", "study"])
+def test_no_folder_is_not_the_working_folder(tmp_path, capsys, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    assert "names nothing" in refused(capsys, command, write(tmp_path / "c.yaml"), "--out", "")
+    assert [p.name for p in tmp_path.iterdir()] == ["c.yaml"]
+
+
+def test_a_shape_that_is_not_there_is_not_asked_of_the_hub(tmp_path, capsys):
+    shape = str(tmp_path / "nope.json")
+    line = refused(capsys, "plan", write(tmp_path / "c.yaml"), "--model-config", shape)
+    assert "--model-config: there is no" in line
+
+
 def test_a_tokenizer_of_another_model_is_refused():
     from transformers import PreTrainedTokenizerFast
 

@@ -247,6 +247,7 @@ def _find_keys(schema: type[BaseModel], name: str, prefix: str = "") -> list[str
 
 
 def _set(data: dict[str, Any], keys: list[str], value: Any, whole: str) -> dict[str, Any]:
+    """`value` at the place that `keys` name; an item of a list is named by its number, from 0."""
     key, rest = keys[0], keys[1:]
     if not rest:
         return {**data, key: value}
@@ -255,11 +256,22 @@ def _set(data: dict[str, Any], keys: list[str], value: Any, whole: str) -> dict[
         below = {}
     if isinstance(below, str) and key == "algorithm":
         below = {"type": below}
+    if isinstance(below, list):
+        return {**data, key: _set_item(below, key, rest, value, whole)}
     if not isinstance(below, dict):
         raise ConfigError(
             f"--set {whole}: {key!r} holds {_short(below)}, which has no keys; set {key!r} as a whole"
         )
     return {**data, key: _set(below, rest, value, whole)}
+
+
+def _set_item(items: list[Any], name: str, keys: list[str], value: Any, whole: str) -> list[Any]:
+    number = keys[0]
+    there = {str(i): item for i, item in enumerate(items)}
+    if number not in there:
+        numbers = f"its items are {name}.0 to {name}.{len(items) - 1}" if items else "it is empty"
+        raise ConfigError(f"--set {whole}: {name!r} is a list and {number!r} none of its items; {numbers}")
+    return list(_set(there, keys, value, whole).values())
 
 
 _UNION_BRANCH = re.compile(r"[\w-]+\[.*\]")

@@ -235,6 +235,10 @@ def name_rows(rows: Any, *, columns: Mapping[str, str], required: Sequence[str],
     existing = list(dict.fromkeys(name for row in rows for name in row))
     for ours in (*columns, *required):
         name = columns.get(ours, ours)
+        if name not in existing and ours in columns:
+            raise DataError(
+                f"{source}: task.columns: {{{ours}: {name}}} names no column; there is {_names(existing)}"
+            )
         if name not in existing:
             raise DataError(
                 f"{source}: no column {name!r}, there is {_names(existing)}; rename the one that is "

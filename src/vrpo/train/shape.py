@@ -47,6 +47,11 @@ def read_shape(config: Config, model_config: Path | None) -> ModelShape:
     """
     if model_config is None and config.model is None:
         raise ModelError("the configuration names no model; add model.path, or give --model-config FILE")
+    if model_config is not None and not model_config.exists():
+        # transformers would ask the hub for a model of that name
+        raise ModelError(
+            f"--model-config: there is no {str(model_config)!r}; give a model's config.json, or its folder"
+        )
     source = str(model_config) if model_config or config.model is None else resolve_path(config.model.path)
     try:
         hf: Any = AutoConfig.from_pretrained(source).get_text_config()
