@@ -26,11 +26,15 @@ USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 """Base of typer's errors about the command line itself, which it exports under no name of its own."""
 
 
-def path(text: str) -> Path:
-    """A path that was given: of "", such as of a variable that is not set, Path makes the working folder."""
-    if not text:
-        raise ConfigError('a path is "", which names nothing; give one, or "." for this folder')
-    return Path(text)
+def folder_option(help: str) -> Any:
+    """An option for a folder to write to; of "", such as of a variable that is not set, Path would make the working folder."""
+
+    def path(text: str) -> Path:
+        if not text:
+            raise ConfigError('--out "" names nothing; give a folder, or "." for this one')
+        return Path(text)
+
+    return typer.Option(parser=path, metavar="<path>", help=help)
 
 
 ConfigPath = Annotated[
@@ -47,10 +51,8 @@ def train_command(  # noqa: PLR0917 (typer reads the options off the parameters)
     set_: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            parser=path,
-            metavar="<path>",
-            help="Run folder. Default: runs/<recipe>-<algorithm>-s<seed>; with --resume, CONFIG if that is a run folder.",
+        folder_option(
+            "Run folder. Default: runs/<recipe>-<algorithm>-s<seed>; with --resume, CONFIG if that is a run folder."
         ),
     ] = None,
     resume: Annotated[
@@ -133,9 +135,7 @@ def eval_command(  # noqa: PLR0917 (typer reads the options off the parameters)
 @app.command("sft")
 def sft_command(
     config: ConfigPath,
-    out: Annotated[
-        Path, typer.Option(parser=path, metavar="<path>", help="Folder for the warm-started model.")
-    ],
+    out: Annotated[Path, folder_option("Folder for the warm-started model.")],
     set_: Overrides = None,
 ) -> None:
     """Warm-start a model by imitation, until accuracy leaves room for RL."""
@@ -151,14 +151,7 @@ def study_command(
     study: Annotated[
         Path, typer.Argument(metavar="STUDY", help="A YAML file, or a recipe folder with a study.yaml.")
     ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            parser=path,
-            metavar="<path>",
-            help="Folder for the runs, study.html, summary.json and the figures.",
-        ),
-    ],
+    out: Annotated[Path, folder_option("Folder for the runs, study.html, summary.json and the figures.")],
     set_: Overrides = None,
     record_to: Annotated[
         Path | None,
