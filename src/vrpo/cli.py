@@ -31,7 +31,7 @@ def folder_option(help: str) -> Any:
 
     def path(text: str) -> Path:
         if not text:
-            raise ConfigError('--out "" names nothing; give a folder, or "." for this one')
+            raise typer.BadParameter('"" names nothing; give a folder, or "." for this one')
         return Path(text)
 
     return typer.Option(parser=path, metavar="<path>", help=help)
