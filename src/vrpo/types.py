@@ -10,7 +10,7 @@ token t exists; `bootstrap` is V after the last token. A mask is True where a po
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -71,11 +71,26 @@ class Rollout:
     stop: Stop
     policy_version: int
     """Number of steps in which the sampling weights had been moved."""
+    states: np.ndarray | None = None
+    """[num_actions, d] float32: the policy's final hidden state that chose each token; None where nobody asked for it."""
 
     @property
     def num_actions(self) -> int:
         """Number of tokens the policy chose."""
         return int(self.action_mask.sum())
+
+
+class NextToken(NamedTuple):
+    """What a policy says of the next token of each of N rows."""
+
+    logits: Float[Tensor, "N V"]
+    """fp32."""
+    states: Float[Tensor, "N d"] | None
+    """The final hidden states that the logits were made from; None where the model gives logits alone."""
+
+    def of(self, rows: Int[Tensor, " K"]) -> "NextToken":
+        """The same of these rows."""
+        return NextToken(self.logits[rows], None if self.states is None else self.states[rows])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,13 +175,15 @@ class Batch:
     values: Float[Tensor, "B T"] | None = None
     """v_t of the critic before the update, fp32; None without a critic."""
     bootstrap: Float[Tensor, " B"] | None = None
-    """V after the last token, fp32; what it is used for is the algorithm's truncation rule."""
+    """V after the last token, fp32; what it is used for is the algorithm's truncation rule. 0 where that does not ask for it and the
+    sampler's states are the critic's."""
     features: Float[Tensor, "B L F"] | None = None
     """What the frozen model's uncertainty says in each state (`uncertainty_features`): column t once position t is read;
     None when nothing needs it."""
     trunk_states: Float[Tensor, "B L d"] | None = None
     """The policy's hidden states from the last prompt token on, kept for a critic that borrows the policy's trunk: that does
-    not move before the critic has learned. Column t once position t is read; None for a critic with a backbone of its own."""
+    not move before the critic has learned. Column t once position t is read, by the sampler or, where that keeps none, before
+    the update; None for a critic with a backbone of its own."""
     belief_logp: Float[Tensor, "B T"] | None = None
     """Log-probability under the denoiser's model before its update, nats, 0 where mask is False; None without a denoiser."""
     denoised: Float[Tensor, " B"] | None = None

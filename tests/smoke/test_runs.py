@@ -17,6 +17,7 @@ from vrpo.cli import main
 from vrpo.config import Config, build, load
 from vrpo.config.presets import merge
 from vrpo.errors import CheckpointError, ConfigError, RewardError, VrpoError
+from vrpo.models import Critic
 from vrpo.models.backbone import recomputes
 from vrpo.study.results import cell_numbers
 from vrpo.train import checkpoint, learning
@@ -778,3 +779,20 @@ def test_what_is_trained_is_compiled_where_it_is_asked_for(tmp_path, monkeypatch
     settings = {"algorithm": "vrpo", "denoiser": {"learning_rate": 1e-3}}
     run(small(**settings, train={"compile": asked, "steps": 0}), tmp_path / "run")
     assert len(compiled) == (3 if asked else 0)  # policy, critic, denoiser
+
+
+def test_a_borrowed_trunk_is_read_by_the_sampler_unless_the_value_after_the_end_is_asked_for(
+    tmp_path, monkeypatch
+):
+    passes = []
+    read = Critic.states_at
+    monkeypatch.setattr(Critic, "states_at", lambda self, *args: passes.append(1) or read(self, *args))
+    borrowed = {"train": {"steps": 2}, "critic": {"trunk": "policy", "semantic": {"mode": "off"}}}
+    run(small(**borrowed), tmp_path / "terminal")
+    assert passes == []
+    assert all(record["val/explained_var"] is not None for record in lines(tmp_path / "terminal"))
+    run(
+        small(**borrowed, algorithm={"type": "vrpo", "truncation": "bootstrap"}),
+        tmp_path / "cut",
+    )
+    assert passes

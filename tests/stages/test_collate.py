@@ -1,6 +1,7 @@
 """Collation: the worked example of `Batch`, missing rewards, truncation, padding and selection."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,3 +125,14 @@ def test_a_response_without_a_token_is_a_bug_and_says_whose():
     first = scored("s1/p2/k0", [9, 4], [T, T], [0, 0], reward=1.0)
     with pytest.raises(AssertionError, match="no state comes before"):
         collate([first], pad_id=0, truncation="terminal")
+
+
+def test_a_state_stands_at_the_token_before_the_one_it_chose():
+    def with_states(one, *states):
+        return replace(one, rollout=replace(one.rollout, states=np.array(states, dtype=np.float32)))
+
+    turns = with_states(TURNS, [1, 2], [3, 4], [5, 6])  # chose tokens 1, 4 and 5
+    batch = collate([turns, with_states(CUT, [7, 8])], pad_id=0, truncation="terminal")
+    assert batch.trunk_states[0].tolist() == [[1, 2], [0, 0], [0, 0], [3, 4], [5, 6], [0, 0]]
+    assert batch.trunk_states[1].tolist() == [[0, 0], [7, 8], [0, 0], [0, 0], [0, 0], [0, 0]]
+    assert collate([turns, CUT], pad_id=0, truncation="terminal").trunk_states is None

@@ -350,3 +350,25 @@ def test_a_borrowed_trunk_is_read_once_a_step(make_policy, monkeypatch):
     torch.testing.assert_close(kept, read, atol=1e-6, rtol=1e-5)
     for name, grad in gradients(critic).items():
         torch.testing.assert_close(grad, expected[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("features", ["none", "uncertainty"])
+def test_values_of_the_samplers_states_are_those_of_the_trunk(make_policy, monkeypatch, features):
+    policy, critic, objective = build(make_policy, trunk="policy", features=features)
+    batch = annotated()
+
+    def read(batch):
+        return evaluate_batch(
+            batch, reference=policy.reference() if features == "uncertainty" else None, critic=critic, objective=objective,
+            state=CriticState(), temperature=1.0, split=Splitter(3, None, 1000), features=features,
+        )[0]  # fmt: skip
+
+    expected = read(batch)
+    at = torch.nn.functional.pad(batch.mask, (0, 1))
+    states = torch.where(at[..., None], policy.hidden(batch.input_ids, batch.attention_mask), 0.0).detach()
+    monkeypatch.setattr(critic, "states_at", None)
+    found = read(batch.with_(trunk_states=states))
+    assert float(expected.values.abs().max()) > 0
+    torch.testing.assert_close(found.values, expected.values, atol=1e-5, rtol=1e-5)
+    assert torch.equal(found.bootstrap, torch.zeros(len(batch)))
+    assert torch.equal(found.trunk_states, states)

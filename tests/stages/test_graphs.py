@@ -24,10 +24,10 @@ KNOWN = ["llama", "llama_tied", "qwen2", "qwen3"]
 def logits_of(make, policy, prompts, repeats=(3, 2, 2), tokens: int = 6) -> torch.Tensor:
     """A few steps, some rows dropped on the way."""
     batch = make(policy, prompts, max_tokens=tokens)
-    found = [batch.start(list(repeats)).flatten()]
+    found = [batch.start(list(repeats)).logits.flatten()]
     rows = sum(repeats)
     for t in range(tokens):
-        found.append(batch.advance(torch.arange(rows) * 7 % 50 + 4 + t).flatten())
+        found.append(batch.advance(torch.arange(rows) * 7 % 50 + 4 + t).logits.flatten())
         if t in (1, 3):
             kept = torch.arange((rows + 1) % 2, rows, 2)
             batch.keep(kept)

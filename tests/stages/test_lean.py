@@ -23,10 +23,10 @@ def logits_of(kind, policy, *, lean: bool, monkeypatch) -> torch.Tensor:
     monkeypatch.undo()
     assert getattr(steps, "_step", None) is None or lean
     with torch.no_grad():
-        found = [steps.start([3, 2, 2]).flatten()]
+        found = [steps.start([3, 2, 2]).logits.flatten()]
         rows = 7
         for t in range(6):
-            found.append(steps.advance(torch.arange(rows) * 7 % 50 + 4 + t).flatten())
+            found.append(steps.advance(torch.arange(rows) * 7 % 50 + 4 + t).logits.flatten())
             if t in (1, 3):
                 kept = torch.arange(0, rows, 2)
                 steps.keep(kept)

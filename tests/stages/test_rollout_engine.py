@@ -51,6 +51,25 @@ def test_greedy_tokens_are_those_of_hf_generate(make_policy, make_prompts, name)
         )
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_kept_states_are_those_of_a_full_pass_and_change_no_token(make_policy, make_prompts, name):
+    policy, prompts = make_policy(name), make_prompts(*TEXTS)
+    engine = engine_for(policy, batch_size=4)
+    plain, kept = sample(engine, prompts), sample(engine, prompts, keep_states=True)
+    assert responses(plain) == responses(kept)
+    assert all(rollout.states is None for rollout in plain)
+    for rollout in kept:
+        ids = torch.from_numpy(rollout.token_ids)[None]
+        states = policy.hidden(ids, torch.ones_like(ids))[0, np.flatnonzero(rollout.action_mask) - 1]
+        torch.testing.assert_close(torch.from_numpy(rollout.states), states.detach(), atol=2e-5, rtol=1e-4)
+
+
+def test_a_model_that_gives_logits_alone_keeps_no_states(make_policy, make_prompts, monkeypatch):
+    policy = make_policy("llama")
+    monkeypatch.setattr(policy, "runs_head_alone", False)
+    assert all(r.states is None for r in sample(engine_for(policy), make_prompts("a"), keep_states=True))
+
+
 CUTS = [
     {},
     {"temperature": 0.6},

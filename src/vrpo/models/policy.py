@@ -34,7 +34,7 @@ from vrpo.models.backbone import (
 from vrpo.models.lean import LeanModel, is_lean
 from vrpo.models.lm_head import LmHead, head_of
 from vrpo.models.static import StaticModel, is_static
-from vrpo.types import SharedPrompts
+from vrpo.types import NextToken, SharedPrompts
 
 log = logging.getLogger(__name__)
 
@@ -193,15 +193,15 @@ class Policy(nn.Module):
         empty = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
         return empty.masked_scatter(mask, logp), empty.masked_scatter(mask, entropy)
 
-    def next_token_logits(
+    def next_token(
         self,
         input_ids: Int[Tensor, "B L"],
         last: Int[Tensor, " B"] | None = None,
         *,
         cache: Any = None,
         **inputs: Any,
-    ) -> Float[Tensor, "B V"]:
-        """fp32 logits of the token after position `last` of each row (None: after the final column).
+    ) -> NextToken:
+        """Logits of the token after position `last` of each row (None: after the final column).
 
         Args:
             input_ids: what the model reads now.
@@ -218,23 +218,27 @@ class Policy(nn.Module):
                 states = self.causal_lm(input_ids=input_ids, **inputs).logits
         rows = torch.arange(len(states), device=states.device)
         chosen = states[:, -1] if last is None else states[rows, last]
-        return self.head.logits(chosen) if self.runs_head_alone else chosen.float()
+        return (
+            NextToken(self.head.logits(chosen), chosen)
+            if self.runs_head_alone
+            else NextToken(chosen.float(), None)
+        )
 
     @property
     def why_no_cache(self) -> str | None:
         """Why keys and values alone do not carry the model from token to token; None when they do."""
         return why_no_cache(self.backbone)
 
-    def lean_step(self, cache: Any) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
+    def lean_step(self, cache: Any) -> Callable[[Tensor, Tensor, Tensor | None], NextToken] | None:
         """See `LivePolicy.lean_step`: there is one for Llama, Qwen 2 and Qwen 3 without adapters."""
         if not self.runs_head_alone or not is_lean(self.backbone):
             return None
         model = LeanModel(self.backbone, cache)
 
-        def step(tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        def step(tokens: Tensor, positions: Tensor, mask: Tensor | None) -> NextToken:
             with autocast(self.device, self.compute_dtype):
                 states = model(tokens, positions, mask)
-            return self.head.logits(states)
+            return NextToken(self.head.logits(states), states)
 
         return step
 

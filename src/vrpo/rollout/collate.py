@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from vrpo.functional import token_rewards
-from vrpo.types import Batch, ScoredRollout
+from vrpo.types import Batch, Rollout, ScoredRollout
 
 
 def collate(
@@ -65,7 +65,19 @@ def collate(
         ),
         valid=valid,
         truncated=truncated,
+        trunk_states=_trunk_states(rollouts, shape[1]),
     )
+
+
+def _trunk_states(rollouts: Sequence[Rollout], length: int) -> torch.Tensor | None:
+    """[B, L, d] The states that chose the tokens, each in the column of the token before it; None unless all rollouts have them."""
+    if any(rollout.states is None for rollout in rollouts):
+        return None
+    found: list[np.ndarray] = [rollout.states for rollout in rollouts if rollout.states is not None]
+    states = np.zeros((len(rollouts), length, found[0].shape[1]), dtype=np.float32)
+    for row, rollout, chose in zip(states, rollouts, found, strict=True):
+        row[np.flatnonzero(rollout.action_mask) - 1] = chose
+    return torch.from_numpy(states)
 
 
 def _group_ids(sample_ids: Sequence[str]) -> torch.Tensor:

@@ -26,13 +26,20 @@ class Decoded:
     policy_logprobs: Float[Tensor, "N M"]
     lengths: Int[Tensor, " N"]
     endings: Int[Tensor, " N"]
+    states: Float[Tensor, "N M d"] | None
+    """fp32, the hidden states that chose the tokens, where they were asked for and the model gives them."""
 
 
 # no_grad, not inference_mode: some models keep tensors made in a forward pass (rotary tables that depend on the
 # length), and inference tensors among them would break the training pass that follows
 @torch.no_grad()
 def decode(
-    steps: Steps, repeats: Sequence[int], uniforms: Float[Tensor, "N M"] | None, sampling: Sampling
+    steps: Steps,
+    repeats: Sequence[int],
+    uniforms: Float[Tensor, "N M"] | None,
+    sampling: Sampling,
+    *,
+    keep_states: bool = False,
 ) -> Decoded:
     """Sample one response per row.
 
@@ -41,15 +48,16 @@ def decode(
         repeats: number of consecutive rows of each prompt.
         uniforms: [N, M] draws from U[0, 1), one per token; None takes the likeliest token.
         sampling: how to choose and when to end.
+        keep_states: keep the hidden states that chose the tokens.
 
     Raises:
         NumericsError: the model's logits are NaN.
     """
     count = sum(repeats)
-    logits = steps.start(repeats)
-    responses = steps.responses(count, sampling).begin(count, uniforms)
-    responses.take(logits)
-    look_every = 1 if sampling.stops else LOOK_EVERY.get(logits.device.type, 1)
+    first = steps.start(repeats)
+    responses = steps.responses(count, sampling).begin(count, uniforms, keep_states=keep_states)
+    responses.take(first)
+    look_every = 1 if sampling.stops else LOOK_EVERY.get(first.logits.device.type, 1)
     for made in range(1, sampling.max_tokens + 1):
         if sampling.stops:
             responses.mark_stop_strings()
@@ -68,14 +76,10 @@ def decode(
             "the policy's logits are NaN; lower train.learning_rate, raise rollout.temperature, or look for NaN in the model's weights"
         )
     return Decoded(
-        *(
-            tensor[:count].cpu()
-            for tensor in (
-                responses.token_ids,
-                responses.logprobs,
-                responses.policy_logprobs,
-                responses.lengths,
-                responses.endings,
-            )
-        )
+        token_ids=responses.token_ids[:count].cpu(),
+        logprobs=responses.logprobs[:count].cpu(),
+        policy_logprobs=responses.policy_logprobs[:count].cpu(),
+        lengths=responses.lengths[:count].cpu(),
+        endings=responses.endings[:count].cpu(),
+        states=None if responses.states is None else responses.states[:count].cpu(),
     )

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vrpo.types import Prompt, Rollout
+from vrpo.types import NextToken, Prompt, Rollout
 
 
 @runtime_checkable
@@ -86,15 +86,15 @@ class LivePolicy(Protocol):
         """Every token that ends a response."""
         ...
 
-    def next_token_logits(
+    def next_token(
         self,
         input_ids: Int[Tensor, "B L"],
         last: Int[Tensor, " B"] | None = None,
         *,
         cache: Any = None,
         **inputs: Any,
-    ) -> Float[Tensor, "B V"]:
-        """fp32 logits of the token after position `last` of each row (None: after the final column).
+    ) -> NextToken:
+        """Logits of the token after position `last` of each row (None: after the final column).
 
         With `cache` the model goes on from what that holds, and extends it.
         """
@@ -105,11 +105,11 @@ class LivePolicy(Protocol):
         """Why keys and values alone do not carry the model from token to token; None when they do."""
         ...
 
-    def lean_step(self, cache: Any) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
+    def lean_step(self, cache: Any) -> Callable[[Tensor, Tensor, Tensor | None], NextToken] | None:
         """A faster way to read one more token per row after what `cache` holds; None where there is none.
 
         It maps tokens [A], their positions [A] and the mask [A, S] of all cached tokens, the new one included (None: all
-        real), to fp32 logits [A, V].
+        real), to what comes after them.
         """
         ...
 
@@ -131,6 +131,7 @@ class Engine(Protocol):
         policy_version: int,
         greedy: bool = False,
         stream: str = "sample",
+        keep_states: bool = False,
     ) -> list[Rollout]:
         """`num_generations` responses to each prompt, prompt by prompt: p0k0, p0k1, ..., p1k0, ...
 
@@ -144,5 +145,6 @@ class Engine(Protocol):
             policy_version: copied into the records.
             greedy: take the likeliest token instead of drawing one.
             stream: first label of the random streams, so that evaluation never shares draws with training.
+            keep_states: also keep the hidden states that chose the tokens, where the engine has them (`Rollout.states`).
         """
         ...

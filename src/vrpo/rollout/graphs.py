@@ -14,12 +14,13 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from vrpo.rollout.engine import LivePolicy, OneToken
 from vrpo.rollout.prompts import LeftPadded
 from vrpo.rollout.responses import Responses, Sampling
+from vrpo.types import NextToken
 
 LEAST_ROWS, LEAST_COLUMNS = 8, 64
 
@@ -115,8 +116,8 @@ class GraphDecoder:
             self._graphs[size] = self._capture(held, made, rows, columns)
         self._graphs[size].replay()
 
-    def logits(self, held: Buffers, tokens: Int[Tensor, " R"], columns: int) -> Float[Tensor, "R V"]:
-        """Logits after `tokens`; nothing here waits for the device."""
+    def read(self, held: Buffers, tokens: Int[Tensor, " R"], columns: int) -> NextToken:
+        """What comes after `tokens`; nothing here waits for the device."""
         bias = held.bias[: len(tokens), :columns].index_fill_(1, held.slot, 0.0)
         positions = held.positions[: len(tokens)]
         cache = [layer[: len(tokens), :, :columns] for layer in held.cache]
@@ -124,10 +125,10 @@ class GraphDecoder:
         states = self.model.states(tokens, turn, held.slot, cache, bias)
         held.positions += 1
         held.slot += 1
-        return self.model.logits(states)
+        return NextToken(self.model.logits(states), states)
 
     def _run(self, held: Buffers, made: Responses, rows: int, columns: int) -> None:
-        made.take(self.logits(held, made.tokens[:rows], columns))
+        made.take(self.read(held, made.tokens[:rows], columns))
 
     def _capture(self, held: Buffers, made: Responses, rows: int, columns: int) -> Any:
         # once without capture, on a stream of its own as capture wants it: kernels are compiled and libraries set up.
@@ -159,7 +160,7 @@ class GraphedSteps:
         self._columns = prompts.width
         self._most = prompts.width + max_tokens
 
-    def start(self, repeats: Sequence[int]) -> Float[Tensor, "N V"]:
+    def start(self, repeats: Sequence[int]) -> NextToken:
         """Read the prompts; see `Steps.start`."""
         prompts, width = self._prompts, self._prompts.width
         rows = prompts.rows(repeats)
@@ -177,7 +178,7 @@ class GraphedSteps:
         held.slot.fill_(width)
         for memory, layer in zip(held.cache, kept, strict=True):
             memory[:count, :, :width] = layer[rows]
-        return model.logits(states)[rows]
+        return NextToken(model.logits(states), states).of(rows)
 
     def responses(self, count: int, sampling: Sampling) -> Responses:
         """Those that the graphs write; see `Steps.responses`."""
@@ -190,10 +191,10 @@ class GraphedSteps:
         self._columns += 1
         self._decoder.step(self._columns)
 
-    def advance(self, tokens: Int[Tensor, " A"]) -> Float[Tensor, "A V"]:
+    def advance(self, tokens: Int[Tensor, " A"]) -> NextToken:
         """The same without a graph; see `Steps.advance`."""
         self._columns += 1
-        return self._decoder.logits(self._decoder.room(0, 0), tokens, bucket(self._columns, LEAST_COLUMNS))
+        return self._decoder.read(self._decoder.room(0, 0), tokens, bucket(self._columns, LEAST_COLUMNS))
 
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         """Move these rows to the front; see `Steps.keep`."""

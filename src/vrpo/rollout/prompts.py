@@ -5,11 +5,12 @@ from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import DynamicCache
 
 from vrpo.rollout.engine import LivePolicy
+from vrpo.types import NextToken
 
 
 @final
@@ -35,8 +36,8 @@ class LeftPadded:
         counts = torch.tensor(repeats, device=self.ids.device)
         return torch.repeat_interleave(torch.arange(len(repeats), device=self.ids.device), counts)
 
-    def read(self, policy: LivePolicy, cache: DynamicCache, *, positions: bool) -> Float[Tensor, "P V"]:
-        """Logits of the first response token; keys and values go into `cache`.
+    def read(self, policy: LivePolicy, cache: DynamicCache, *, positions: bool) -> NextToken:
+        """What comes first in a response to each prompt; keys and values go into `cache`.
 
         Args:
             policy: reads.
@@ -44,4 +45,4 @@ class LeftPadded:
             positions: whether the model is told them.
         """
         told = {"position_ids": self.positions} if positions else {}
-        return policy.next_token_logits(self.ids, attention_mask=self.mask, cache=cache, **told)
+        return policy.next_token(self.ids, attention_mask=self.mask, cache=cache, **told)

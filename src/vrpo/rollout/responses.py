@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vrpo.functional import SampledTokens, sample_tokens
 from vrpo.rollout.stopping import StopStrings
+from vrpo.types import NextToken
 
 RUNNING, EOS, STOP_STRING = 0, 1, 2
 """How a response ended: still running at the limit (cut off), by EOS, by a stop text."""
@@ -57,14 +58,18 @@ class Responses:
         self.rows: Int[Tensor, " N"] = torch.arange(count, device=device)
         self.tokens: Int[Tensor, " N"] = torch.zeros(count, dtype=torch.int64, device=device)
         self.t: Int[Tensor, 1] = torch.zeros(1, dtype=torch.int64, device=device)
-        self.greedy = False
+        self.greedy = self.keeps_states = False
+        self.states: Float[Tensor, "N1 M d"] | None = None
 
-    def begin(self, active: int, uniforms: Float[Tensor, "A M"] | None) -> "Responses":
+    def begin(
+        self, active: int, uniforms: Float[Tensor, "A M"] | None, *, keep_states: bool = False
+    ) -> "Responses":
         """Forget all and start `active` responses.
 
         Args:
             active: how many, at most N.
             uniforms: draws from U[0, 1), one per token; None takes the likeliest token.
+            keep_states: keep the hidden states that chose the tokens.
         """
         for tensor in (
             self.token_ids, self.logprobs, self.policy_logprobs, self.endings, self.lengths, self.tokens, self.t
@@ -73,14 +78,15 @@ class Responses:
         self.rows.fill_(self.count)
         self.rows[:active] = torch.arange(active, device=self.rows.device)
         self.active, self.greedy = active, uniforms is None
+        self.keeps_states, self.states = keep_states, None
         if uniforms is not None:
             self.uniforms[:active] = uniforms
         return self
 
-    def take(self, logits: Float[Tensor, "R V"]) -> None:
+    def take(self, read: NextToken) -> None:
         """Choose the next token of the first R rows; one that has ended goes on without being written."""
-        rows, t = self.rows[: len(logits)], self.t
-        chosen = self._choose(logits, rows)
+        rows, t = self.rows[: len(read.logits)], self.t
+        chosen = self._choose(read.logits, rows)
         before = self.endings[rows]
         live = before == RUNNING
         self.token_ids[rows, t] = torch.where(live, chosen.token_ids, 0)
@@ -89,7 +95,11 @@ class Responses:
         self.lengths[rows] += live
         ended = (chosen.token_ids[:, None] == self.sampling.eos_token_ids).any(dim=1)
         self.endings[rows] = torch.where(live & ended, EOS, before)
-        self.tokens[: len(logits)] = chosen.token_ids
+        self.tokens[: len(rows)] = chosen.token_ids
+        if self.keeps_states and read.states is not None:
+            if self.states is None:
+                self.states = read.states.new_zeros(*self.token_ids.shape, read.states.shape[1]).float()
+            self.states[rows, t] = torch.where(live[:, None], read.states.float(), 0.0)
         self.t += 1
 
     def running(self) -> Int[Tensor, " K"]:

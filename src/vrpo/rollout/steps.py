@@ -1,4 +1,4 @@
-"""Where the next token's logits come from: CUDA graphs, a key-value cache that grows, or the whole sequence again.
+"""Where the next token comes from: CUDA graphs, a key-value cache that grows, or the whole sequence again.
 
 All serve one batch of prompts, each repeated for its samples. `start` reads the prompts, `advance` appends one
 token per row, `keep` drops finished rows.
@@ -13,7 +13,7 @@ from typing import Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from vrpo.rollout.cache import roomy_cache
@@ -21,6 +21,7 @@ from vrpo.rollout.engine import LivePolicy
 from vrpo.rollout.graphs import GraphDecoder
 from vrpo.rollout.prompts import LeftPadded
 from vrpo.rollout.responses import Responses, Sampling
+from vrpo.types import NextToken
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +31,14 @@ PROBE_TOLERANCE = 1e-3
 
 @runtime_checkable
 class Steps(Protocol):
-    """Logits for the rows of one batch, token by token."""
+    """The model at work on the rows of one batch, token by token."""
 
-    def start(self, repeats: Sequence[int]) -> Float[Tensor, "N V"]:
-        """Logits of the first response token; prompt i becomes `repeats[i]` consecutive rows."""
+    def start(self, repeats: Sequence[int]) -> NextToken:
+        """The first response token; prompt i becomes `repeats[i]` consecutive rows."""
         ...
 
-    def advance(self, tokens: Int[Tensor, " A"]) -> Float[Tensor, "A V"]:
-        """Logits of the token after `tokens`, one per remaining row."""
+    def advance(self, tokens: Int[Tensor, " A"]) -> NextToken:
+        """The token after `tokens`, one per remaining row."""
         ...
 
     def keep(self, rows: Int[Tensor, " K"]) -> None:
@@ -54,7 +55,7 @@ class Steps(Protocol):
 
 
 class _TokenByToken(ABC):
-    """What is taken from logits one call at a time."""
+    """What is taken one call at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -64,7 +65,7 @@ class _TokenByToken(ABC):
         return Responses(count, sampling, self._device)
 
     @abstractmethod
-    def advance(self, tokens: Int[Tensor, " A"]) -> Float[Tensor, "A V"]:
+    def advance(self, tokens: Int[Tensor, " A"]) -> NextToken:
         """See `Steps.advance`."""
 
     def next(self, responses: Responses) -> None:
@@ -85,26 +86,26 @@ class CachedSteps(_TokenByToken):
         self._prompts = LeftPadded(policy, prompts)
         self._lengths, self._mask = self._prompts.lengths, self._prompts.mask
 
-    def start(self, repeats: Sequence[int]) -> Float[Tensor, "N V"]:
+    def start(self, repeats: Sequence[int]) -> NextToken:
         """Read the prompts; see `Steps.start`."""
-        logits = self._prompts.read(self._policy, self._cache, positions=self._takes_positions)
+        first = self._prompts.read(self._policy, self._cache, positions=self._takes_positions)
         rows = self._prompts.rows(repeats)
         self.keep(rows)
-        return logits[rows]
+        return first.of(rows)
 
-    def advance(self, tokens: Int[Tensor, " A"]) -> Float[Tensor, "A V"]:
+    def advance(self, tokens: Int[Tensor, " A"]) -> NextToken:
         """Read one token per row; see `Steps.advance`."""
         if self._mask is not None:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
         if self._step is not None:
-            logits = self._step(tokens, self._lengths, self._mask)
+            read = self._step(tokens, self._lengths, self._mask)
         else:
             told = {"position_ids": self._lengths[:, None]} if self._takes_positions else {}
-            logits = self._policy.next_token_logits(
+            read = self._policy.next_token(
                 tokens[:, None], attention_mask=self._mask, cache=self._cache, **told
             )
         self._lengths = self._lengths + 1
-        return logits
+        return read
 
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         """Select rows of the cache; see `Steps.keep`."""
@@ -128,15 +129,15 @@ class UncachedSteps(_TokenByToken):
             row[: len(prompt)] = prompt
         self._ids = torch.from_numpy(ids).to(policy.device)
 
-    def start(self, repeats: Sequence[int]) -> Float[Tensor, "N V"]:
+    def start(self, repeats: Sequence[int]) -> NextToken:
         """Read the prompts; see `Steps.start`."""
         counts = torch.tensor(repeats, device=self._ids.device)
-        logits = self._read()
-        self._ids = self._ids.repeat_interleave(counts, dim=0)
-        self._lengths = self._lengths.repeat_interleave(counts)
-        return logits.repeat_interleave(counts, dim=0)
+        rows = torch.arange(len(repeats), device=counts.device).repeat_interleave(counts)
+        first = self._read()
+        self.keep(rows)
+        return first.of(rows)
 
-    def advance(self, tokens: Int[Tensor, " A"]) -> Float[Tensor, "A V"]:
+    def advance(self, tokens: Int[Tensor, " A"]) -> NextToken:
         """Append one token per row and read everything; see `Steps.advance`."""
         self._ids = torch.cat(
             [self._ids, torch.full_like(self._ids[:, :1], self._policy.tokenizer.pad_token_id)], dim=1
@@ -149,9 +150,9 @@ class UncachedSteps(_TokenByToken):
         """Select rows; see `Steps.keep`."""
         self._ids, self._lengths = self._ids[rows], self._lengths[rows]
 
-    def _read(self) -> Tensor:
+    def _read(self) -> NextToken:
         # padded on the right, and the model is causal: no mask is needed
-        return self._policy.next_token_logits(self._ids, self._lengths - 1)
+        return self._policy.next_token(self._ids, self._lengths - 1)
 
 
 @runtime_checkable
@@ -202,10 +203,9 @@ def _agrees(policy: LivePolicy, make: MakeSteps | None) -> bool:
     logits = []
     for kind in (make, UncachedSteps):
         steps = kind(exact, prompts, max_tokens=2)
-        first = steps.start([2, 1])
+        first = steps.start([2, 1]).logits
         steps.keep(torch.tensor([1, 2], device=policy.device))
-        logits.append(
-            torch.cat([first[1:], steps.advance(torch.tensor([3 % words, 4 % words], device=policy.device))])
-        )
+        second = steps.advance(torch.tensor([3 % words, 4 % words], device=policy.device)).logits
+        logits.append(torch.cat([first[1:], second]))
     tried, whole = logits
     return torch.allclose(tried, whole, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE)

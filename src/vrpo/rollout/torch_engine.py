@@ -60,6 +60,7 @@ class TorchEngine:
         policy_version: int,
         greedy: bool = False,
         stream: str = "sample",
+        keep_states: bool = False,
     ) -> list[Rollout]:
         """See `Engine.generate`.
 
@@ -68,6 +69,8 @@ class TorchEngine:
             ConfigError: prompt and longest response do not fit the model's context.
         """
         self._check(prompts)
+        # on a GPU they would cross to the CPU and back, for a pass that is cheap there; graphs hold no room for them either
+        keep_states = keep_states and self.policy.device.type == "cpu"
         lengths = [len(prompt.token_ids) for prompt in prompts]
         results: dict[tuple[int, int], Rollout] = {}
         for pieces in plan_batches(
@@ -78,7 +81,8 @@ class TorchEngine:
             steps = self._steps(
                 self.policy, [prompts[p].token_ids for p, _ in pieces], max_tokens=self._sampling.max_tokens
             )
-            decoded = decode(steps, [len(samples) for _, samples in pieces], uniforms, self._sampling)
+            repeats = [len(samples) for _, samples in pieces]
+            decoded = decode(steps, repeats, uniforms, self._sampling, keep_states=keep_states)
             for row, (p, k, sample_id) in enumerate(names):
                 results[p, k] = self._rollout(prompts[p], sample_id, decoded, row, policy_version)
         return [results[p, k] for p in range(len(prompts)) for k in range(num_generations)]
@@ -123,6 +127,7 @@ class TorchEngine:
             completion=text,
             stop=stop,
             policy_version=version,
+            states=None if decoded.states is None else decoded.states[row, :length].numpy(),
         )
 
 

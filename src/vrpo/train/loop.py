@@ -108,12 +108,7 @@ def _prepare(run: Run, step: int) -> Prepared:
 
     # 2 rollout: sample responses with the live policy; log-probabilities come from the sampler
     with clock.phase("rollout"):
-        rollouts = run.engine.generate(
-            prompts,
-            num_generations=config.rollout.num_generations,
-            step=step,
-            policy_version=learner.policy_version,
-        )
+        rollouts = run.sample(prompts, step=step)
 
     # 3 reward: the clean verdict, and what noise makes of it
     with clock.phase("reward"):

@@ -9,7 +9,7 @@ import torch
 
 from vrpo.config import Config
 from vrpo.train.clock import wait_for_device
-from vrpo.train.shape import ModelShape, uses_reference
+from vrpo.train.shape import ModelShape, sampler_reads_trunk, uses_reference
 
 PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 """What `computes_on` may say, in short."""
@@ -28,8 +28,9 @@ def work_plan(config: Config, shape: ModelShape, *, prompt_tokens: int) -> dict[
     if config.critic is not None:
         borrowed = config.critic.trunk == "policy"
         critic = 2.0 * (shape.of_depth(None if borrowed else config.critic.layers) - shape.embedding)
-        values += critic
-        # of a borrowed trunk the head alone is trained, on the states that the values were read from
+        if not (sampler_reads_trunk(config) and computes_on(config)[0].type == "cpu"):
+            values += critic
+        # of a borrowed trunk the head alone is trained, on states that were read before
         plan["critic"] = 0.0 if borrowed else config.critic.epochs * 3 * critic * whole
     if config.denoiser is not None:
         values += forward

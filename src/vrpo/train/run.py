@@ -27,8 +27,9 @@ from vrpo.train.optim import adamw
 from vrpo.train.prepared import Prepared
 from vrpo.train.pseudo_labels import check_votes, majority_labels
 from vrpo.train.same_run import digest_of, inputs_of
+from vrpo.train.shape import sampler_reads_trunk
 from vrpo.train.values import ReferenceStates
-from vrpo.types import EvalResult, Metrics, Prompt, to_device
+from vrpo.types import EvalResult, Metrics, Prompt, Rollout, to_device
 
 SHOWN = 120
 """Characters of a prompt's beginning and end that are shown before a run."""
@@ -109,6 +110,16 @@ class Run:
         # activations that are computed again take no cache, so that every row is read whole
         limit = 0 if train.activation_checkpointing else limit
         return Splitter(train.microbatch, train.max_tokens_per_microbatch, limit)
+
+    def sample(self, prompts: Sequence[Prompt], *, step: int) -> list[Rollout]:
+        """This step's responses of the live policy, and the hidden states that chose them where they are the critic's."""
+        return self.engine.generate(
+            prompts,
+            num_generations=self.config.rollout.num_generations,
+            step=step,
+            policy_version=self.learner.policy_version,
+            keep_states=sampler_reads_trunk(self.config),
+        )
 
     def evaluate(self) -> EvalResult:
         """Clean accuracy of the weights as they are now on the held-out prompts."""

@@ -84,6 +84,13 @@ def adapter_parameters(config: Config, shape: ModelShape) -> int | None:
     return None if lora is None else 14 * lora.rank * shape.hidden * shape.layers
 
 
+def sampler_reads_trunk(config: Config) -> bool:
+    """Whether the states the sampler chose tokens by are all the critic needs: it borrows the trunk, and no value after the last token
+    is asked for."""
+    borrowed = config.critic is not None and config.critic.trunk == "policy"
+    return borrowed and config.algorithm.truncation != "bootstrap"
+
+
 def uses_reference(config: Config) -> bool:
     """Whether the frozen initial model takes part."""
     semantic = config.critic.semantic if config.critic is not None else None

@@ -71,7 +71,7 @@ def evaluate_batch(
         values=columns.get("values"),
         bootstrap=columns.get("bootstrap"),
         features=columns.get("features"),
-        trunk_states=columns.get("trunk_states"),
+        trunk_states=columns.get("trunk_states", batch.trunk_states),
     )
     entropy, nll = chosen_by
     if objective is not None and entropy is not None and nll is not None:
@@ -92,11 +92,15 @@ def _write(columns: dict[str, Tensor], name: str, piece: Tensor, rows: Tensor, b
 
 
 def _read_critic(critic: Critic, micro: Batch, objective: CriticObjective | None) -> dict[str, Tensor]:
-    """V before each token that counts [b, t], V after the last token [b], and the value features' uncertainty."""
+    """V before each token that counts [b, t], V after the last token [b] (0 where only the sampler has read), and the value features'
+    uncertainty."""
     last = micro.attention_mask.sum(dim=1, keepdim=True) - 1
-    before = pad(micro.mask, (0, 1))
-    at = before.scatter(1, last, True)
-    states = critic.states_at(micro.input_ids, micro.attention_mask, at, micro.shared_prompts)
+    before = at = pad(micro.mask, (0, 1))
+    if micro.trunk_states is None:
+        at = before.scatter(1, last, True)
+        states = critic.states_at(micro.input_ids, micro.attention_mask, at, micro.shared_prompts)
+    else:  # the sampler has read all but the last token, after which nothing asks for a value
+        states = micro.trunk_states[at]
     flat = critic.forward_tokens(states, None, None if micro.features is None else micro.features[at]).values
     values = torch.zeros(at.shape, device=flat.device).masked_scatter(at, flat)
     _check_finite(values, micro)
@@ -104,7 +108,7 @@ def _read_critic(critic: Critic, micro: Batch, objective: CriticObjective | None
         "values": torch.where(micro.mask, values[:, :-1], 0.0),
         "bootstrap": values.gather(1, last).squeeze(1),
     }
-    if critic.borrowed:
+    if critic.borrowed and micro.trunk_states is None:
         found["trunk_states"] = spread(states, at)
     if objective is not None and objective.selects_by_value:
         counting = states.index_select(0, before[at].nonzero().squeeze(1))
