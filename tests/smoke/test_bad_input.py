@@ -494,6 +494,32 @@ def test_no_folder_is_not_the_working_folder(tmp_path, capsys, monkeypatch, comm
     assert [p.name for p in tmp_path.iterdir()] == ["c.yaml"]
 
 
+def test_a_critic_with_a_shorter_context_is_refused_before_the_first_step(tmp_path, capsys):
+    from transformers import GPT2Config, GPT2Model
+
+    critic = GPT2Model(GPT2Config(vocab_size=100, n_embd=16, n_layer=1, n_head=2, n_positions=8))
+    critic.save_pretrained(tmp_path / "critic")
+    config = write(
+        tmp_path / "c.yaml", critic={"path": str(tmp_path / "critic"), "semantic": {"mode": "off"}}
+    )
+    line = refused(
+        capsys, "train", config, "--out", str(tmp_path / "run"), "--set", "rollout.max_completion_length=6"
+    )
+    assert "more than the critic's context of 8" in line
+
+
+def test_the_plan_of_an_adapters_folder_is_of_its_base(tmp_path, capsys):
+    from vrpo.config.run import LoraConfig, ModelConfig
+    from vrpo.models import load_policy
+
+    policy = load_policy(ModelConfig(path="vrpo:tiny", lora=LoraConfig(rank=2), device="cpu"))
+    policy.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", write(tmp_path / "c.yaml", model={"path": str(tmp_path / "adapter")})])
+    assert not ended.value.code
+    assert "0.3 M parameters" in capsys.readouterr().out
+
+
 def test_a_shape_that_is_not_there_is_not_asked_of_the_hub(tmp_path, capsys):
     shape = str(tmp_path / "nope.json")
     line = refused(capsys, "plan", write(tmp_path / "c.yaml"), "--model-config", shape)

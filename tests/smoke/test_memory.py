@@ -136,6 +136,10 @@ def test_what_is_counted_by_hand():
     assert planned(algorithm="vrpo").lasting["frozen language-model head"] == 800
     # keys and values of 4 layers, 5 numbers each, 256 rows of 72 tokens
     assert planned(algorithm="vrpo").sampling["KV cache"] == 2 * 4 * 4 * 5 * 256 * 72
+    # evaluation decodes more rows than a small step samples
+    few = {"completions_per_step": 16, "minibatch": 16}
+    cache = {n: planned(train=few | {"eval_prompts": n}).sampling["KV cache"] for n in (8, 64)}
+    assert (cache[8], cache[64]) == (2 * 4 * 4 * 5 * 16 * 72, 2 * 4 * 4 * 5 * 64 * 72)
     # a pass learns from a minibatch at most, but the denoiser's may be larger
     activations = "activations of a microbatch"
     assert (small := planned(train={"microbatch": 64}).learning) == planned(

@@ -1,5 +1,6 @@
 """Figures drawn from the records beside the recipes."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,26 @@ def test_the_command(tmp_path, capsys):
         assert run(wrong) == 2
         told = capsys.readouterr().err
         assert said in told and told.count("\n") == 1
+
+
+def test_a_record_of_an_unfinished_study_is_drawn_without_what_it_lacks(tmp_path):
+    kept = json.loads(RATES[0].read_text(encoding="utf-8"))
+    kept["rows"] = [row for row in kept["rows"] if row["noise"] != "40 % flipped"]
+    (tmp_path / "partial.json").write_text(json.dumps(kept), encoding="utf-8")
+    line = drawn("noise", tmp_path / "partial.json").axes[0].containers[0].lines[0]
+    assert line.get_xdata() == pytest.approx([0.1, 0.2], abs=0.01)
+
+
+def test_what_the_command_of_a_record_sets_is_what_is_drawn(tmp_path):
+    kept = json.loads(RATES[1].read_text(encoding="utf-8"))
+    kept["command"] += " --set rewards.noise.false_positive=0.1 --set=rewards.noise.false_negative=0.1"
+    (tmp_path / "set.json").write_text(json.dumps(kept), encoding="utf-8")
+    (noise,) = read_record(tmp_path / "set.json")[0][0].config.rewards.noise
+    assert (noise.false_positive, noise.false_negative) == (0.1, 0.1)
+
+
+def test_a_noise_kind_of_two_records_of_one_folder_is_named_by_both():
+    figure = drawn("noise", *(ARITH / f"{name}.json" for name in ("flips", "flips_passes", "flips_400")))
+    labels = [label.get_text().replace("\n", " ") for label in figure.axes[-1].get_xticklabels()]
+    assert len(set(labels)) == len(labels) == 3
+    assert "30 % flipped, arith_cpu, flips_passes" in labels

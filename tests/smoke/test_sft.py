@@ -99,10 +99,15 @@ def test_nothing_is_trained_that_could_not_be_kept_and_what_is_evaluated_is_kept
     load_policy(settings().model.model_copy(update={"path": str(tmp_path / "model")}), seed=0)
 
 
-def test_integers_are_written_out(tokenizer):
+def test_integers_are_written_out(make_policy):
+    policy = make_policy("llama")
     prompt = Prompt(prompt_id="train/0", prompt="1+1=", token_ids=np.array([5, 6]), columns={"answer": 12})
     text = replace(prompt, columns={"answer": "12"})
-    number, written = (encode_examples([p], tokenizer, "answer")[0] for p in (prompt, text))
+    number, written = (encode_examples([p], policy, "answer")[0] for p in (prompt, text))
     assert torch.equal(number, written)
     with pytest.raises(DataError, match=r"but 1\.5; write it out"):
-        encode_examples([replace(prompt, columns={"answer": 1.5})], tokenizer, "answer")
+        encode_examples([replace(prompt, columns={"answer": 1.5})], policy, "answer")
+    with pytest.raises(
+        DataError, match=r"train/0 has 103 tokens .* sft\.target_column names, .* context of 64"
+    ):
+        encode_examples([replace(prompt, columns={"answer": "1" * 100})], policy, "answer")

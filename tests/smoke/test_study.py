@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,19 @@ from rich.console import Console
 from vrpo.cli import main
 from vrpo.errors import CheckpointError, ConfigError, StorageError
 from vrpo.study.config import read_study, slug
-from vrpo.study.figure import SMOOTHING, _accuracy, _explained_variance, _several_seeds, draw_all
+from vrpo.study.figure import (
+    SMOOTHING,
+    STYLE,
+    Look,
+    _accuracy,
+    _explained_variance,
+    _line,
+    _looks,
+    _several_seeds,
+    accuracy_against_noise,
+    draw_all,
+    new_figure,
+)
 from vrpo.study.kept import run as kept
 from vrpo.study.page import write_page
 from vrpo.study.record import record, write_record
@@ -32,7 +46,7 @@ from vrpo.study.run import _method_by_method
 from vrpo.study.runner import TAIL, Failure, StudyError, _last_line, run_cells
 from vrpo.study.sharpness import Sampled, accuracy_at, common_entropy, initial_model, measure
 from vrpo.study.statistics import Estimate, interquartile_mean
-from vrpo.study.tables import comparison_table, results_table, sharpness_table, to_rich
+from vrpo.study.tables import comparison_table, results_table, seeds_of, sharpness_table, to_rich
 from vrpo.train.folder import RunFolder
 from vrpo.train.target import open_target
 
@@ -391,11 +405,90 @@ def test_runs_left_out_of_equal_entropy_are_counted():
     assert cells["none"].startswith("-")
 
 
-def test_a_legend_says_over_how_many_seeds_its_bands_are(write):
-    _, cells = read_study(write(seeds=[0, 1, 2]), [])
-    assert _several_seeds(cells[:1]) is None
-    assert "3 seeds" in _several_seeds(cells)
-    assert "1 to 3 seeds" in _several_seeds([c for c in cells if c.method == "PPO" or c.seed == 0])
+def test_a_legend_says_over_how_many_seeds_its_bands_are():
+    assert _several_seeds([1, 1]) is None
+    assert _several_seeds([8, 8]) == "interquartile mean and\n95 % interval, 8 seeds"
+    assert "narrow with few seeds), 1 to 3 seeds" in _several_seeds([1, 3])
+
+
+def rows_of(cells, value=0.5, **more) -> list[Row]:
+    """What a study of these cells found, without interval."""
+    estimates = defaultdict(lambda: None, {"final_greedy": Estimate(value=value, low=None, high=None)})
+    return [
+        Row(method=c.method, noise=c.noise, seeds=(c.seed,), values={}, estimates=estimates)
+        for c in {(c.method, c.noise): c for c in cells}.values()
+    ]
+
+
+FLIP = {"type": "flip", "false_positive": 0.3, "false_negative": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("noise", "along_rates"),
+    [
+        ({"a": {"rewards": {"noise": None}}, "b": {"rewards": {"noise": FLIP}}}, True),
+        ({"a": {"rewards": {"noise": FLIP}}, "b": {"rewards": {"noise": FLIP}}}, False),
+        ({"a": {"rewards": {"noise": None}}, "b": {"rewards": {"noise": FLIP}, "task": {"size": 64}}}, False),
+        (
+            {
+                "a": {"rewards": {"noise": None}},
+                "b": {"rewards": {"noise": FLIP, "functions": [{"type": "exact", "weight": 2.0}]}},
+            },
+            False,
+        ),
+    ],
+)
+def test_the_axis_is_the_flip_rate_only_where_nothing_else_differs(write, noise, along_rates):
+    _, cells = read_study(write(seeds=[0], noise=noise), [])
+    figure = accuracy_against_noise(cells, rows_of(cells))
+    assert (figure.axes[-1].get_xlabel() == "share of rewards flipped") is along_rates
+
+
+def test_names_are_drawn_as_they_are(write, tmp_path):
+    """No formula between two dollars, no word cut off, text that a browser can show in any script."""
+    names = ["cost $a_$b", "准确率", "a " * 60]
+    _, cells = read_study(
+        write(seeds=[0], methods={name: {} for name in names}, noise={"100 %$, 50 %$": {}}), []
+    )
+    figure = accuracy_against_noise(cells, rows_of(cells))
+    with mpl.rc_context(STYLE):
+        figure.savefig(tmp_path / "x.svg")
+    drawn = (tmp_path / "x.svg").read_text(encoding="utf-8")
+    assert "cost $a_$b" in drawn and "准确率" in drawn
+    assert all(len(text.get_text().split("\n")[0]) <= 36 for text in figure.legends[0].get_texts())
+
+
+def test_many_methods_look_different_and_stand_at_their_noise(write):
+    _, cells = read_study(
+        write(
+            seeds=[0], methods={f"m{i}": {} for i in range(30)}, noise={"a": {}, "b": {"task": {"size": 64}}}
+        ),
+        [],
+    )
+    assert len(set(_looks(cells).values())) == 30
+    figure = accuracy_against_noise(cells, rows_of(cells))
+    at = [c.lines[0].get_xdata() for c in figure.axes[0].containers]
+    assert all(abs(x - place) < 0.5 for xs in at for x, place in zip(xs, (0.0, 1.0), strict=True))
+    assert figure.get_size_inches()[1] > 6  # the legend has room
+
+
+def test_a_gap_in_one_run_is_a_gap_in_the_line():
+    figure = new_figure(4.0)
+    panel = figure.subplots()
+    numbers = np.array([[0.1, np.nan, 0.5], [0.3, 0.4, 0.5]])
+    _line(panel, np.array([10, 20, 30]), numbers, look=Look("#000000", "-", "o"), label="x")
+    assert np.isnan(panel.lines[0].get_ydata()).tolist() == [False, True, False]
+    assert panel.lines[0].get_ydata()[0] == pytest.approx(0.2)
+
+
+def test_one_run_has_no_bar_and_unequal_seeds_are_said(write):
+    _, cells = read_study(write(seeds=[0]), [])
+    figure = accuracy_against_noise(cells, rows_of(cells))
+    (bars,) = figure.axes[0].containers[0].lines[2]
+    assert np.isnan(bars.get_segments()).any() or not bars.get_segments()
+    rows = rows_of(cells)
+    assert seeds_of(rows) == "1 seed"
+    assert seeds_of([replace(rows[0], seeds=(0, 1, 2)), rows[1]]) == "1 to 3 seeds"
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Files that are not ours, and runs that are of something else: refused, not written over or mixed."""
 
 import json
+import re
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -13,9 +15,11 @@ import vrpo
 from tests.smoke.test_runs import cli, exact, lines, python_config, run, small, trainer
 from vrpo.errors import CheckpointError, ConfigError, ModelError, StorageError
 from vrpo.models.tiny import build_tiny, tiny_tokenizer
+from vrpo.rewards import named
 from vrpo.study.run import run_study
 from vrpo.train import checkpoint
 from vrpo.train.progress import Quiet, Terminal
+from vrpo.train.same_run import digest_of
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "summary.json", "environment.json"])
@@ -182,3 +186,104 @@ def test_a_model_of_which_nothing_may_be_trained_is_refused(tmp_path):
     frozen = AutoModelForCausalLM.from_pretrained(build_tiny(tmp_path / "tiny", seed=0)).requires_grad_(False)
     with pytest.raises(ModelError, match="may be trained; set requires_grad"):
         trainer(exact, tmp_path, model=frozen, processing_class=tiny_tokenizer())
+
+
+def scaled(prompts, completions, k, **columns):
+    return [k * len(c) for c in completions]
+
+
+def test_what_a_partial_binds_and_a_constant_without_source_are_part_of_a_reward(tmp_path):
+    def digest(function):
+        return digest_of(named(function))
+
+    assert digest(partial(scaled, k=1.0)) == digest(partial(scaled, k=1.0))
+    assert len({digest(f) for f in (partial(scaled, k=1.0), partial(scaled, k=-1.0), partial(always))}) == 3
+    made = {}
+    for name, number in (("one", 1.0), ("two", 2.0)):
+        exec(f"def f(prompts, completions, **columns): return [{number} for _ in completions]", made)
+        made[name] = made.pop("f")
+    assert digest(made["one"]) != digest(made["two"])
+
+
+def test_a_display_that_cannot_start_or_end_leaves_no_folder_locked(tmp_path):
+    class Offline(Quiet):
+        def start(self, *args, **settings):
+            raise ConnectionError("no tracker")
+
+    class Gone(Quiet):
+        def finish(self):
+            raise ConnectionError("the tracker is gone")
+
+    settings = {"config": python_config()}
+    for display in (Offline(), Gone()):
+        with pytest.raises(ConnectionError):
+            trainer(exact, tmp_path, **settings).train(
+                display=display, resume=(tmp_path / "run.json").exists()
+            )
+    assert trainer(exact, tmp_path, **settings).train(resume=True, display=Quiet())["steps"] == 2
+
+
+@pytest.mark.parametrize("frozen_first", [True, False])
+def test_a_run_goes_on_with_the_weights_it_trained(tmp_path, frozen_first):
+    def go(frozen, **more):
+        model = AutoModelForCausalLM.from_pretrained(build_tiny(tmp_path / "model", seed=0))
+        model.get_input_embeddings().requires_grad_(not frozen)
+        config = python_config(steps=2 + bool(more))
+        config = vrpo.Config(**config.model_dump() | {"algorithm": "grpo", "critic": None})
+        given = {"model": model, "processing_class": tiny_tokenizer(), "config": config}
+        return trainer(exact, tmp_path / "run", **given).train(display=Quiet(), **more)
+
+    go(frozen_first)
+    with pytest.raises(CheckpointError, match="another initial model"):
+        go(not frozen_first, resume=True)
+    with pytest.raises(CheckpointError, match="state is of other weights than those trained now"):
+        go(not frozen_first, resume=True, allow_changes=True)
+    go(frozen_first, resume=True)
+
+
+def test_the_best_checkpoint_is_so_by_the_runs_own_schedule(tmp_path, capsys):
+    trainer(exact, tmp_path / "run", config=python_config(steps=4, eval_every=1, checkpoint_every=1)).train(
+        display=Quiet()
+    )
+    kept = checkpoint.steps_in(tmp_path / "run" / "checkpoints")
+    file = tmp_path / "run" / "evaluations.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    for record in records:
+        record["clean_greedy"] = float(record["step"] == kept[0])
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    config = {
+        "model": {"path": "vrpo:tiny"},
+        "task": {"type": "arithmetic"},
+        "rewards": {"functions": [{"type": "exact"}]},
+        "train": {"checkpoint_every": 4, "eval_prompts": 4},
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    said = cli(
+        capsys, "eval", str(tmp_path / "run"), "--config", str(tmp_path / "c.yaml"), "--checkpoint", "best"
+    )
+    assert said[0] == 0 and f" {kept[0]} " in said[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ({"output_dir": ""}, "output_dir='' names no folder"),
+        ({"max_prompt_tokens": 0}, "max_prompt_tokens=0 is no number of tokens"),
+        ({"model": None}, "model=None is no model"),
+        ({"model": AutoModelForCausalLM}, "is no model; give a hub name"),
+        ({"reward_weights": [0.0]}, "every reward function has weight 0"),
+    ],
+)
+def test_what_a_trainer_cannot_use_is_one_line(tmp_path, given, part):
+    with pytest.raises(ConfigError, match=re.escape(part)):
+        trainer(exact, **({"out": tmp_path} | given)).train() if "output_dir" not in given else vrpo.Trainer(
+            **{"model": "vrpo:tiny", "reward_funcs": exact, "train_dataset": [{"prompt": "1"}]} | given
+        )
+
+
+def test_a_function_called_errors_is_no_kind_of_error(tmp_path):
+    def errors(prompts, completions, **columns):
+        return [float(len(c)) for c in completions]
+
+    summary = trainer(errors, tmp_path).train(display=Quiet())
+    assert "mean" not in summary["reward_errors_by_kind"]

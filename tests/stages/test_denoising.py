@@ -408,6 +408,19 @@ def test_a_token_counts_once_and_prompts_padding_and_missing_samples_never():
     assert slopes.slopes.grad.nonzero().squeeze(1).tolist() == [0, 3, 5, 7]
 
 
+def test_a_channel_that_is_interrupted_while_it_starts_starts_again(monkeypatch):
+    batch = make_batch((2, 3), scores=(0.0, 1.0), groups=(0, 0))
+    channel = GaussianChannel(nuisance="tokens", vocabulary=100)
+
+    def interrupted(batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(channel.tokens, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        channel.start(batch)
+    assert not channel.started
+
+
 def test_a_gaussian_channel_starts_at_the_first_rewards_that_differ_and_comes_back(make_policy, tmp_path):
     _, denoiser = build(make_policy, channel="gaussian")
     for equal in (3.0, 0.1, 0.3):  # fp32 gives four times .1 a standard deviation of 7e-9

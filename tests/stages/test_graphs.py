@@ -45,6 +45,14 @@ def assert_close(a: torch.Tensor, b: torch.Tensor) -> None:
     torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-5)
 
 
+def test_an_adapter_on_the_embedding_is_not_left_out():
+    lora = LoraConfig(rank=2, target_modules=("q_proj", "embed_tokens"))
+    policy = policy_from_model(
+        build_model("llama"), tiny_tokenizer(), config=ModelConfig(path="x", device="cpu", lora=lora)
+    )
+    assert policy.static_model() is None
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_its_logits_are_those_of_whole_sequences(make_policy, name):
     policy = make_policy(name)

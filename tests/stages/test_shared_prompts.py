@@ -131,6 +131,15 @@ def test_a_sliding_window_limits_the_length():
     assert shared_limit(build_model("llama").eval().base_model, vocabulary=100) > 1_000_000
 
 
+def test_a_window_that_is_a_mask_inside_the_layers_limits_the_length_too():
+    config = transformers.GPTNeoConfig(
+        vocab_size=100, hidden_size=16, num_layers=2, num_heads=2, window_size=6, max_position_embeddings=64,
+        attention_types=[[["global", "local"], 1]], initializer_range=0.3,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    assert shared_limit(model.base_model, vocabulary=100) == 5
+
+
 def test_a_model_with_other_memory_reads_whole_rows_and_says_so(caplog):
     config = transformers.MambaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=1, state_size=4)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()

@@ -255,6 +255,15 @@ def test_chat_encoding(prompt, chat, system, expected):
     )
 
 
+def test_a_chat_that_ends_with_the_assistant_is_gone_on_with():
+    asked = [{"role": "user", "content": "12+34="}]
+    begun = [*asked, {"role": "assistant", "content": "sum"}]
+    told, gone_on = (
+        text_of(CHAT_TOKENIZER, encode(chat, CHAT_TOKENIZER, chat=None)) for chat in (asked, begun)
+    )
+    assert gone_on == told + "sum"
+
+
 @pytest.mark.parametrize(
     ("prompt", "tokenizer", "options", "message"),
     [

@@ -3,7 +3,10 @@
 import csv
 import gzip
 import json
+from datetime import date
+from decimal import Decimal
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -71,6 +74,8 @@ def test_every_format_gives_the_same_task(tmp_path, name):
         ("bytes.jsonl.gz", b"no gzip", "cannot be read"),
         ("bytes.parquet", b"no parquet", "not a parquet file"),
         ("cells.csv", "a,b\n1,2,3\n", "line 2: more cells"),
+        ("few.csv", "a,b\n1,2\n3\n", "line 3: fewer cells"),
+        ("quote.csv", 'a,b\n1,2\n"3,4\n5,6\n', "no CSV .* close every quote"),
         ("what.txt", "hello", "neither a data file nor a hub name"),
     ],
 )
@@ -332,3 +337,32 @@ def test_what_came_in_place_of_rows_is_named(rows, kind):
         DataError, match=f"train rows: a list of dicts is needed, at least one, and this is {kind}"
     ):
         task_from_rows(rows, None, TOKENIZER)
+
+
+def test_numbers_of_numpy_are_pythons_and_what_pandas_has_not_is_none():
+    na = type("NAType", (), {})()
+    rows = [
+        {"prompt": f"p{i}", "id": np.int64(7 + i), "answer": np.float32(46.0), "note": na} for i in range(2)
+    ]
+    found = name_rows(rows, columns={}, required=("prompt",), source="rows")
+    assert [row.row_id for row in found] == ["7", "8"]
+    assert type(found[0].values["answer"]) is float and found[0].values["note"] is None
+    chat = np.array([{"role": "user", "content": "a"}], dtype=object)  # as pandas reads a list of messages
+    (row,) = name_rows([{"prompt": chat}], columns={}, required=("prompt",), source="rows")
+    assert row.values["prompt"] == [{"role": "user", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("value", "other"),
+    [
+        (np.array([1, 2]), np.array([1, 3])),
+        (Decimal("1.5"), Decimal("2.5")),
+        (date(2026, 1, 1), date(2026, 1, 2)),
+        ({"a"}, {"b"}),
+    ],
+)
+def test_a_fingerprint_sees_what_objects_hold(value, other):
+    def fingerprint(x):
+        return task_from_rows([{"prompt": "a", "x": x}], [{"prompt": "b", "x": x}], TOKENIZER).fingerprint()
+
+    assert fingerprint(value) == fingerprint(value) != fingerprint(other)

@@ -166,7 +166,11 @@ def shared_limit(backbone: Any, *, vocabulary: int) -> int:
     if why is None and not _ways_agree(backbone, vocabulary):
         why = "reading a prompt once for all its responses gives other states than reading it with each"
     if why is None:
-        return min(getattr(layer, "sliding_window", sys.maxsize) - 1 for layer in _cache_layers(backbone))
+        windows = [getattr(layer, "sliding_window", sys.maxsize) for layer in _cache_layers(backbone)]
+        config = backbone.config.get_text_config(decoder=True)
+        if "local" in getattr(config, "attention_layers", ()):  # GPT-Neo masks inside its layers
+            windows.append(config.window_size)
+        return min(windows) - 1
     log.warning(
         "%s: %s; passes over the data read every prompt with each response", type(backbone).__name__, why
     )
@@ -184,6 +188,22 @@ def within(prompts: SharedPrompts | None, attention_mask: Tensor, limit: int) ->
         return prompts
     responses = attention_mask.sum(dim=1) - prompts.lengths[prompts.of_row]
     return prompts if int(prompts.lengths.max() + responses.max()) <= limit else None
+
+
+def context_length(model: Any) -> int | None:
+    """Longest sequence the model was built for; None when its configuration does not say.
+
+    With LongRoPE (Phi 3 and 4) the length from which on it turns all positions by other angles: what was sampled before a response
+    came that far would not be what is read after.
+    """
+    config = model.config.get_text_config(decoder=True)
+    longest = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    return (
+        rope.get("original_max_position_embeddings", longest)
+        if rope.get("rope_type") == "longrope"
+        else longest
+    )
 
 
 def cache_argument(model: Any) -> str | None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vrpo.config.learning import CriticConfig
 from vrpo.config.run import LoraConfig
 from vrpo.errors import ModelError
-from vrpo.models.backbone import shared_limit, spread, states_at, within
+from vrpo.models.backbone import context_length, shared_limit, spread, states_at, within
 from vrpo.models.depth import keep_layers
 from vrpo.models.heads import BottleneckHead, HeadOutput, InformedHead, ScalarHead, ValueHead, build_head
 from vrpo.models.loading import add_adapter, check_rank, copy_adapter, load_backbone, resolve_path
@@ -197,6 +197,11 @@ class Critic(nn.Module):
     def borrowed(self) -> bool:
         """Whether the backbone is the policy's."""
         return bool(self._lender)
+
+    @property
+    def context_length(self) -> int | None:
+        """Longest sequence the backbone may read; see `vrpo.models.backbone.context_length`."""
+        return context_length(self.features)
 
     @property
     def latent_dim(self) -> int:

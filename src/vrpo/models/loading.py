@@ -18,13 +18,13 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
 from vrpo.config.run import LoraConfig, ModelConfig
 from vrpo.errors import ModelError
+from vrpo.models.accepted import check_model
 from vrpo.models.depth import keep_layers
 from vrpo.models.policy import Policy
 from vrpo.rng import stream_seed
@@ -100,7 +100,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     """
     path = resolve_path(config.path)
     if not (Path(path) / TOKENIZER_FILE).is_file():
-        path = _adapter_base(path) or path
+        path = adapter_base(path) or path
     with _one_line(config.path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     return checked_tokenizer(tokenizer, config.path)
@@ -138,7 +138,7 @@ def load_policy(config: ModelConfig, *, seed: int = 0, tokenizer: Any = None) ->
         ModelError: it cannot be loaded, lacks weights, or does not fit its tokenizer.
     """
     path = resolve_path(config.path)
-    base = _adapter_base(path)
+    base = adapter_base(path)
     tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer
     model = load_pretrained(
         AutoModelForCausalLM, base or path, name=config.path, trust_remote_code=config.trust_remote_code
@@ -160,29 +160,10 @@ def policy_from_model(model: Any, tokenizer: Any, *, config: ModelConfig, seed: 
     """
     from peft import PeftModel
 
-    fits = isinstance(model, (PreTrainedModel, PeftModel)) and model.can_generate()
-    if not fits or model.config.is_encoder_decoder:
-        raise ModelError(
-            f"the model is a {type(model).__name__}, a causal language model of transformers is needed; load it with "
-            "AutoModelForCausalLM.from_pretrained"
-        )
     tokenizer = checked_tokenizer(tokenizer, config.path)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise ModelError(
-            f"the tokenizer of {config.path!r} knows {len(tokenizer)} tokens but the model embeds {rows}; use the "
-            "tokenizer that belongs to the model"
-        )
-    listed = model.generation_config.eos_token_id
-    wrong = [t for t in (listed if isinstance(listed, list) else [listed or 0]) if not isinstance(t, int)]
-    if wrong:
-        raise ModelError(
-            f"generation_config.json of {config.path!r}: eos_token_id holds {wrong[0]!r:.60}, token numbers are needed; correct it"
-        )
+    check_model(model, tokenizer, config.path)
     if isinstance(model, PeftModel):
         _check_adapter(model, config)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ModelError(f"no weight of {config.path!r} may be trained; set requires_grad on those to train")
     model = model.float()
     fresh = None if isinstance(model, PeftModel) else config.lora
     if fresh is not None:
@@ -249,7 +230,7 @@ def load_backbone(path: str, *, trust_remote_code: bool, layers: int | None = No
         layers: how many of an adapter's base model it was made for; None: all.
     """
     resolved = resolve_path(path)
-    base = _adapter_base(resolved)
+    base = adapter_base(resolved)
     backbone = load_pretrained(AutoModel, base or resolved, name=path, trust_remote_code=trust_remote_code)
     if base is None:
         return backbone, False
@@ -338,6 +319,16 @@ def check_rank(model: Any, asked: LoraConfig | None, path: str) -> None:
             f"model.lora asks for rank {asked.rank} and alpha {asked.alpha}, but {path!r} has an adapter of rank {has.r} and "
             f"alpha {has.lora_alpha}, which is trained further; leave model.lora out, or merge the adapter"
         )
+    wanted = None if asked is None else asked.target_modules
+    if wanted not in (None, LoraConfig().target_modules) and _names(wanted) != _names(has.target_modules):
+        raise ModelError(
+            f"model.lora.target_modules={wanted!r:.80}, but {path!r} has an adapter on {sorted(_names(has.target_modules))!r:.80}, which is "
+            "trained further; leave model.lora out, or merge the adapter"
+        )
+
+
+def _names(targets: Any) -> set[str]:
+    return {targets} if isinstance(targets, str) else set(targets or ())
 
 
 @contextmanager
@@ -367,7 +358,7 @@ def peft_warnings() -> Iterator[None]:
         yield
 
 
-def _adapter_base(path: str) -> str | None:
+def adapter_base(path: str) -> str | None:
     """The base model that an adapter folder names; None for any other folder or a hub name."""
     file = Path(path) / ADAPTER_FILE
     if not file.is_file():

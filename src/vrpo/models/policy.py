@@ -23,6 +23,7 @@ from vrpo.errors import ModelError
 from vrpo.functional import linear_logprobs_and_entropy
 from vrpo.models.backbone import (
     autocast,
+    context_length,
     recomputing,
     shared_limit,
     spread,
@@ -91,7 +92,9 @@ class Policy(nn.Module):
     @property
     def backbone(self) -> Any:
         """The model below its language-model head."""
-        return self.causal_lm.base_model
+        base = self.causal_lm.base_model
+        # Llama 4 has no attribute of the name that transformers looks for, and base_model is then the whole model
+        return getattr(base, "model", base) if base is self.causal_lm else base
 
     @property
     def device(self) -> torch.device:
@@ -105,8 +108,8 @@ class Policy(nn.Module):
 
     @property
     def context_length(self) -> int | None:
-        """Longest sequence the model was built for; None when its configuration does not say."""
-        return getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", None)
+        """Longest sequence the model may read; see `vrpo.models.backbone.context_length`."""
+        return context_length(self.causal_lm)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

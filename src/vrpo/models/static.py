@@ -36,6 +36,8 @@ def is_static(backbone: Any) -> bool:
     """Whether `StaticModel` can run this backbone: Llama, Qwen 2 or 3 with plain or LoRA layers, nothing windowed."""
     return (
         has_plain_layers(backbone)
+        # an adapter around the embedding adds what its weight alone does not show
+        and type(backbone.embed_tokens) is nn.Embedding
         and getattr(backbone.rotary_emb, "rope_type", None) in ROPE_TYPES
         and all(
             type(module) is nn.Linear or _is_lora(module)

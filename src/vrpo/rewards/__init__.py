@@ -84,6 +84,11 @@ def build_rewards(
         )
         for configured, given in ((config.functions, extra_functions), (config.gold, extra_gold))
     )
+    for kind, some in (("function", functions), ("gold function", gold)):
+        if some and not any(function.weight for function in some):
+            raise ConfigError(
+                f"every reward {kind} has weight 0, the reward would always be 0; give at least one another weight"
+            )
     _check_labels(config, functions)
     noise = [_noise(item, answers, labels) for item in config.noise]
     return RewardPipeline(

@@ -11,6 +11,7 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Real
@@ -282,7 +283,7 @@ def call(
             "column (task.columns in a file) or give the parameter a default"
         )
     arguments |= {
-        "prompts": [_written(rollout.prompt.prompt) for rollout in rollouts],
+        "prompts": [_asked(rollout.prompt.prompt) for rollout in rollouts],
         "completions": [_completion(rollout) for rollout in rollouts],
         "completion_ids": [rollout.token_ids[rollout.action_mask].tolist() for rollout in rollouts],
         "stops": [rollout.stop for rollout in rollouts],
@@ -312,20 +313,36 @@ def _columns(rollouts: Sequence[Rollout], replaced: Mapping[str, Sequence[Any]])
             f"the data has a column {clash[0]!r}, which is an argument of every reward function; rename it "
             "(task.columns in a file)"
         )
-    return {name: [r.prompt.columns.get(name) for r in rollouts] for name in names} | {
+    return {name: [_fresh(r.prompt.columns.get(name)) for r in rollouts] for name in names} | {
         name: list(values) for name, values in replaced.items()
     }
 
 
-def _written(prompt: Any) -> Any:
-    # Fresh objects: a function that edits its arguments must not edit the data set.
-    return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
+# Fresh objects: a function that edits its arguments must not edit the data set.
+
+
+def _fresh(value: Any) -> Any:
+    return deepcopy(value) if isinstance(value, (list, dict, set)) else value
+
+
+def _begun(prompt: Any) -> bool:
+    """Whether a chat ends with the assistant's first words, which the response goes on with."""
+    return not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"
+
+
+def _asked(prompt: Any) -> Any:
+    """The prompt without the assistant's own words, as in TRL."""
+    return (
+        prompt if isinstance(prompt, str) else [dict(m) for m in (prompt[:-1] if _begun(prompt) else prompt)]
+    )
 
 
 def _completion(rollout: Rollout) -> Any:
-    if isinstance(rollout.prompt.prompt, str):
+    prompt = rollout.prompt.prompt
+    if isinstance(prompt, str):
         return rollout.completion
-    return [{"role": "assistant", "content": rollout.completion}]
+    start = prompt[-1]["content"] if _begun(prompt) else ""
+    return [{"role": "assistant", "content": start + rollout.completion}]
 
 
 def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

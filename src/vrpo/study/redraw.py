@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,27 @@ def read_record(path: Path) -> tuple[list[Cell], list[Row]]:
     """
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        study = Path(shlex.split(kept["command"])[2])
+        words = shlex.split(kept["command"])
+        study, overrides = Path(words[2]), _overrides(words[3:])
         rows = [_row(row) for row in kept["rows"]]
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: {error!r}; give records of `vrpo study --record FILE`") from error
-    _, cells = read_study(study, [])
+    _, cells = read_study(study, overrides)
     known = {(cell.method, cell.noise) for cell in cells}
     for row in rows:
         if (row.method, row.noise) not in known:
             raise ConfigError(
                 f"{path} has {row.method!r} under {row.noise!r} and {study} has not; give records of studies as they are"
             )
-    return cells, rows
+    # a record may be of the cells that were finished
+    return [cell for cell in cells if cell.noise in {row.noise for row in rows}], rows
+
+
+def _overrides(words: Sequence[str]) -> list[str]:
+    """What a command sets with --set."""
+    return [word for option, word in pairwise(words) if option == "--set"] + [
+        word.removeprefix("--set=") for word in words if word.startswith("--set=")
+    ]
 
 
 def figure_of(kind: str, records: Mapping[Path, tuple[Sequence[Cell], Sequence[Row]]]) -> Figure:
@@ -51,17 +61,17 @@ def figure_of(kind: str, records: Mapping[Path, tuple[Sequence[Cell], Sequence[R
 
     Args:
         kind: one of `KINDS`.
-        records: path -> what `read_record` gives. A noise kind that two have gets the name of its recipe's folder.
+        records: path -> what `read_record` gives. A noise kind that two have gets the name of its recipe's folder, and of its record
+            if they are in one folder.
 
     Raises:
         ConfigError: `sharpness` of a record without temperatures.
     """
     of_first = {row.method for row in next(iter(records.values()))[1]}
-    names = [noise for _, rows in records.values() for noise in {row.noise for row in rows}]
     cells: list[Cell] = []
     rows: list[Row] = []
     for path, (its_cells, its_rows) in records.items():
-        told = {name: f"{name}, {path.parent.name}" if names.count(name) > 1 else name for name in names}
+        told = {row.noise: _told(row.noise, path, records) for row in its_rows}
         cells += [replace(c, noise=told[c.noise]) for c in its_cells if c.method in of_first]
         rows += [replace(r, noise=told[r.noise]) for r in its_rows if r.method in of_first]
     if kind == "noise":
@@ -72,6 +82,19 @@ def figure_of(kind: str, records: Mapping[Path, tuple[Sequence[Cell], Sequence[R
             "`temperatures`"
         )
     return accuracy_against_entropy(rows, cells)
+
+
+def _told(noise: str, path: Path, records: Mapping[Path, tuple[Sequence[Cell], Sequence[Row]]]) -> str:
+    """A noise kind's name, and whose it is if other records have one of that name too."""
+    others = [
+        other
+        for other, (_, rows) in records.items()
+        if other != path and any(row.noise == noise for row in rows)
+    ]
+    if not others:
+        return noise
+    beside = any(other.parent == path.parent for other in others)
+    return f"{noise}, {path.parent.name}" + f", {path.stem}" * beside
 
 
 def _row(row: Mapping[str, Any]) -> Row:

@@ -43,7 +43,7 @@ CAPTION = (
     "greedy; sampled: the final one at the training temperature; judged: "
     "held-out prompts that final is the mean of, where some have no clean verdict; area: mean of the greedy one over the steps. seen, clean: mean "
     "reward of the last training samples with and without noise. length: tokens a response; entropy: nats a token, of those "
-    "samples. KL: nats a response from the initial model: of the final policy where a study has temperatures, else where a run computes it. EV: explained variance of the critic "
+    "samples. KL: nats a response from the initial model: of the final policy where the study's temperatures have that of training, else where a run computes it. EV: explained variance of the critic "
     "before its update; of its values at the end of a response, against clean outcomes: calibration error, AUC, and, by V, the share "
     "of verdicts right when they are read as one. denoised: share of training samples whose clean verdict the denoised reward gets right. belief: final accuracy of the denoiser's model as a policy, greedy."
 )
@@ -76,9 +76,14 @@ def results_table(rows: Sequence[Row], headings: Collection[str] = tuple(COLUMNS
         + tuple(_cell(row, name) for name in shown.values())
         for row in rows
     )
-    seeds = max(len(row.seeds) for row in rows)
-    title = f"{seeds} seed{'s' * (seeds > 1)}" + (f", {noises[0]}" if len(noises) == 1 else "")
+    title = seeds_of(rows) + (f", {noises[0]}" if len(noises) == 1 else "")
     return Plain(title, CAPTION, (*names, *shown), lines)
+
+
+def seeds_of(rows: Sequence[Row]) -> str:
+    """`8 seeds`, or `3 to 8 seeds` where some rows have fewer."""
+    fewest, most = (pick(len(row.seeds) for row in rows) for pick in (min, max))
+    return f"{most if fewest == most else f'{fewest} to {most}'} seed{'s' * (most > 1)}"
 
 
 def comparison_table(rows: Sequence[Row]) -> Plain:
@@ -90,14 +95,15 @@ def comparison_table(rows: Sequence[Row]) -> Plain:
             c.other,
             c.by,
             interval(c.difference, signed=True),
-            interval(c.improvement),
+            # of two pairs of runs, all better, any resampling says that all are
+            interval(c.improvement) if c.apart is not None else f"{c.improvement.value:.3f}",
             {True: "yes", False: "no", None: "few seeds"}[c.apart],
         )
         for c in compare(rows)
     )
     caption = (
-        f"difference: final clean accuracy of {first} minus the other's, paired by seed. better: probability that a run of "
-        f"{first} ends higher. apart: whether the two 95 % intervals of the table above do not touch; with "
+        f"difference: final clean accuracy of {first} minus the other's, over the seeds that both have. better: probability that a run of "
+        f"{first} ends higher. apart: whether the two 95 % intervals do not touch; with "
         f"fewer than {FEWEST_FOR_TRIMMING} seeds intervals say little."
     )
     return Plain(

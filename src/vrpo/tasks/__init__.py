@@ -162,7 +162,7 @@ def _assemble(
             shortest = min(len(p.token_ids) for p in prompts)
             raise DataError(
                 f"{name}: all {len(prompts)} {split} rows are longer than max_prompt_tokens={max_prompt_tokens} (the "
-                f"shortest has {shortest}); raise task.max_prompt_tokens"
+                f"shortest has {shortest}); raise max_prompt_tokens (task.max_prompt_tokens in a file)"
             )
         dropped += len(prompts) - len(short)
         kept.append(short)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vrpo.config.tasks import FILE_SUFFIXES
 from vrpo.errors import DataError
 from vrpo.rng import stream_seed
@@ -97,7 +99,11 @@ def read_rows(source: str, *, subset: str | None = None, split: str = "train") -
             )
         try:
             rows = _read_file(path)
-        except (OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
+        except csv.Error as error:
+            raise DataError(
+                f"{source}: no CSV ({first_line(error)}); close every quote, and double those inside a quoted cell"
+            ) from error
+        except (OSError, UnicodeDecodeError, EOFError) as error:
             raise DataError(
                 f"{source}: cannot be read ({first_line(error)}); write it again as UTF-8"
             ) from error
@@ -126,9 +132,14 @@ def _read_file(path: Path) -> list[dict[str, Any]]:
         return [_parse_line(path, number, line) for number, line in lines if line.strip()]
 
 
+_LACKING: Any = object()
+"""In place of cells that a row of a CSV file does not have."""
+
+
 def _read_csv(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
+        # strict: else a quote that nobody closes takes every row up to the next one, or to the end, into its cell
+        reader = csv.DictReader(file, strict=True, restval=_LACKING)
         names = reader.fieldnames or []
         twice = [name for name in names if names.count(name) > 1]
         if twice:
@@ -138,6 +149,10 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
             if None in row:
                 raise DataError(
                     f"{path} line {reader.line_num}: more cells than the header has; quote text that contains commas"
+                )
+            if _LACKING in row.values():
+                raise DataError(
+                    f"{path} line {reader.line_num}: fewer cells than the header has; write a comma for each, also where a cell is empty"
                 )
             rows.append(row)
     return rows
@@ -242,11 +257,11 @@ def name_rows(rows: Any, *, columns: Mapping[str, str], required: Sequence[str],
         if name not in existing:
             raise DataError(
                 f"{source}: no column {name!r}, there is {_names(existing)}; rename the one that is "
-                f"meant, or say which it is with task.columns: {{{ours}: <name>}}"
+                f"meant, or say which it is with task.columns: {{{ours}: <name>}} (in a file)"
             )
     values = [
-        {key: value for key, value in row.items() if key not in theirs}
-        | {ours: row.get(name) for ours, name in columns.items()}
+        {key: _plain(value) for key, value in row.items() if key not in theirs}
+        | {ours: _plain(row.get(name)) for ours, name in columns.items()}
         for row in rows
     ]
     ids = [row.get("id") for row in values]
@@ -255,6 +270,15 @@ def name_rows(rows: Any, *, columns: Mapping[str, str], required: Sequence[str],
         Row(str(i) if unique else str(number), row)
         for number, (i, row) in enumerate(zip(ids, values, strict=True))
     ]
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy as Python's, arrays of objects (how pandas reads chats) as lists, what pandas has not as None."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return value.tolist()
+    return None if type(value).__name__ in ("NAType", "NaTType") else value
 
 
 def _kind(given: Any, rows: list[Any]) -> str:
@@ -286,7 +310,7 @@ def hold_out(rows: Sequence[Row], *, holdout: float, key: str, source: str) -> t
     order = sorted(set(hashes.values()))
     if len(order) < 2:
         raise DataError(
-            f"{source}: {len(order)} distinct row, at least 2 are needed to hold one out; give more rows or task.eval_data"
+            f"{source}: {len(order)} distinct row, at least 2 are needed to hold one out; give more rows or held-out ones (eval_dataset; task.eval_data in a file)"
         )
     threshold = min(max(int(holdout * 2.0**63), order[0] + 1), order[-1])
     train = [row for row in rows if hashes[row.row_id] >= threshold]

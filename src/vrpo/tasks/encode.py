@@ -84,7 +84,10 @@ def _check_unicode(text: str) -> None:
 def _apply_template(
     messages: list[dict[str, Any]], tokenizer: Any, variables: Mapping[str, Any]
 ) -> list[int]:
-    ours = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+    # a chat that ends with the assistant's own words is gone on with: it has begun to answer
+    begun = messages[-1]["role"] == "assistant"
+    ours = {"add_generation_prompt": not begun, "continue_final_message": begun}
+    ours |= {"tokenize": True, "return_dict": False}
     for name in variables:  # a template ignores what it does not know
         if name in ours or name not in str(tokenizer.chat_template):
             raise DataError(

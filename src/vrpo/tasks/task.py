@@ -3,6 +3,8 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from datetime import date, time
+from decimal import Decimal
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Protocol, final, runtime_checkable
@@ -65,11 +67,11 @@ class Task:
         """
         if not len(train):
             raise DataError(
-                f"{name}: 0 train rows, at least 1 is needed; give more rows or lower task.holdout"
+                f"{name}: 0 train rows, at least 1 is needed; give more rows or lower holdout (task.holdout in a file)"
             )
         if not len(evaluation):
             raise DataError(
-                f"{name}: 0 held-out rows, at least 1 is needed; raise task.holdout or give task.eval_data"
+                f"{name}: 0 held-out rows, at least 1 is needed; raise holdout or give held-out rows (eval_dataset; task.holdout, task.eval_data in a file)"
             )
         self._name = name
         self._train = train
@@ -131,12 +133,15 @@ class Task:
             values.setdefault(repr(prompt.columns[column]), prompt.columns[column])
         return tuple(values.values())
 
-    def check_context(self, max_positions: int, max_completion_length: int) -> None:
-        """Raise DataError unless every prompt and its longest completion fit the model's context.
+    def check_context(
+        self, max_positions: int, max_completion_length: int, *, whose: str = "the model's"
+    ) -> None:
+        """Raise DataError unless every prompt and its longest completion fit the context.
 
         Args:
             max_positions: tokens the model can read.
             max_completion_length: most tokens of a response.
+            whose: context it is, for the message.
         """
         limit = max_positions - max_completion_length
         for prompt in self._checked():
@@ -145,7 +150,7 @@ class Task:
                 drop = self._length_fix.format(limit=limit) + " or " if limit > 0 else ""
                 raise DataError(
                     f"prompt {prompt.prompt_id} has {length} tokens, and with max_completion_length="
-                    f"{max_completion_length} that is more than the model's context of {max_positions}; "
+                    f"{max_completion_length} that is more than {whose} context of {max_positions}; "
                     f"{drop}lower rollout.max_completion_length"
                 )
 
@@ -172,6 +177,17 @@ class Task:
 def _stable(columns: Mapping[str, Any]) -> str:
     """Text of the columns that is the same in every process: an object's repr may hold its address."""
     try:
-        return json.dumps(list(columns.items()), default=lambda value: type(value).__name__, skipkeys=True)
+        return json.dumps(list(columns.items()), default=_told, skipkeys=True)
     except (ValueError, RecursionError):  # a number of 4,300 digits, a list in itself or nested 1,000 deep
         return json.dumps([(name, type(value).__name__) for name, value in columns.items()])
+
+
+def _told(value: Any) -> Any:
+    """What JSON can hold of an object: its numbers, its text where that has no address in it, or its type."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    return (
+        repr(value)
+        if isinstance(value, (Decimal, date, time, set, frozenset, bytes))
+        else type(value).__name__
+    )

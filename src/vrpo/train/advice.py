@@ -145,7 +145,7 @@ def _unsteady(found: Diagnosis) -> list[str]:
 
 
 def _length_pays(found: Diagnosis) -> bool:
-    return abs(found.length_correlation or 0.0) > LENGTH_MATTERS
+    return not found.length_by_chance and abs(found.length_correlation or 0.0) > LENGTH_MATTERS
 
 
 def _leans(found: Diagnosis) -> bool:
@@ -191,8 +191,14 @@ def _remedy(found: Diagnosis) -> list[str]:
     strength = _strength(found)
     measured = found.informativeness is not None or found.auc is not None
     noisy = strength is not None and strength < LITTLE_NOISE
-    # of real-valued rewards that are only unsteady nothing is known that is better than averaging
-    unsteady = found.binary and found.repeat_share is not None and found.repeat_share > UNSTEADY
+    # of real-valued rewards that are only unsteady nothing is known that is better than averaging; of long answers that are
+    # nearly always judged right GRPO loses little
+    unsteady = (
+        found.binary
+        and found.repeat_share is not None
+        and found.repeat_share > UNSTEADY
+        and (strength is None or noisy or found.short)
+    )
     leans = not found.binary and _leans(found)
     if not (noisy or unsteady or leans) or (measured and strength is None) or found.spread == 0.0:
         return []
@@ -221,9 +227,9 @@ def _remedy(found: Diagnosis) -> list[str]:
 
 
 def _generations(found: Diagnosis) -> list[str]:
-    if found.ties > MANY_TIES and found.spread > 0.0:
+    if found.ties is not None and found.ties > MANY_TIES and found.spread > 0.0:
         return [
-            f"{found.ties:.0%} of the prompts give all {found.group} completions the same reward: group methods learn nothing from them; "
+            f"{found.ties:.0%} of the {found.several:,} prompts with several rewards give all completions the same: group methods learn nothing from them; "
             + _more_generations(found)
         ]
     if found.mixed is not None and found.different is not None and found.mixed < found.different - 0.1:

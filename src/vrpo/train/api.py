@@ -125,6 +125,7 @@ class Trainer:
         gold = () if gold_funcs is None else _as_list(gold_funcs)
         _check_arguments(config, functions, reward_weights, gold)
         _check_holdout(holdout)
+        _check_kinds(model, output_dir, max_prompt_tokens)
         weights = [1.0] * len(functions) if reward_weights is None else reward_weights
         if reward_weights is not None and any(isinstance(f, NamedFunction) for f in functions):
             raise ConfigError(
@@ -211,6 +212,17 @@ def _resume(resume: bool, checkpoint: int | None, allow_changes: bool) -> Resume
 def _as_list(functions: Any) -> Any:
     """One function as a list of it; whatever else it is, `_check_arguments` looks at."""
     return [functions] if callable(functions) or isinstance(functions, NamedFunction) else functions
+
+
+def _check_kinds(model: object, output_dir: object, max_prompt_tokens: object) -> None:
+    if model is None or isinstance(model, type):
+        raise ConfigError(f"model={model!r:.60} is no model; give a hub name, a folder or a loaded model")
+    if not isinstance(output_dir, (str, Path)) or not str(output_dir):
+        raise ConfigError(f'output_dir={output_dir!r:.60} names no folder; give one, or "." for this one')
+    if max_prompt_tokens is not None and (type(max_prompt_tokens) is not int or max_prompt_tokens < 1):
+        raise ConfigError(
+            f"max_prompt_tokens={max_prompt_tokens!r:.60} is no number of tokens; give a whole one from 1, or None to keep all rows"
+        )
 
 
 def _check_holdout(holdout: float) -> None:

@@ -140,11 +140,13 @@ class GaussianChannel(nn.Module):
             return
         first = mean_and_std(batch.scores[counted])
         if float(first[1]) > 0.0:
-            self.first.copy_(first)
             if self.nuisance != "none":
                 self.first_tokens.copy_(mean_and_std(batch.mask.sum(dim=1)[counted]))
             if self.tokens is not None:
                 self.tokens.start(batch)
+            self.first.copy_(
+                first
+            )  # last, since it says that the others are there: a signal may come between
 
     def parameters_in_force(self) -> tuple[Tensor, Tensor, Tensor]:
         """low, high, std."""

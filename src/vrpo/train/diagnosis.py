@@ -65,6 +65,8 @@ class Diagnosis:
     """"a, b" -> Spearman correlation of two reward functions over completions."""
     length_correlation: float | None
     """Spearman correlation of reward and length among comparable completions."""
+    length_by_chance: bool
+    """Whether rewards shuffled among comparable completions go with length as well in more than one case of a hundred."""
     keywords: tuple[tuple[str, float], ...]
     """Words, and where completions are short characters, that go with more or less reward among comparable completions, the surest first;
     what each adds to it."""
@@ -72,8 +74,10 @@ class Diagnosis:
     """Whether completions were comparable if they answer the same prompt and are equally right; else the same prompt was enough."""
     short: bool
     """Whether completions are short answers."""
-    ties: float
-    """Share of prompts whose completions all get the same reward."""
+    ties: float | None
+    """Share of the prompts with several rewards whose completions all get the same one; None without such prompts."""
+    several: int
+    """Prompts with several rewards."""
     false_positive: Rate | None
     """rho+ = P(reward 1 | gold 0)."""
     false_negative: Rate | None
@@ -95,7 +99,7 @@ class Diagnosis:
     different: float | None
     """Share of the same prompts whose completions do not all get the same reward."""
     group: int
-    """Completions a prompt, the most common number."""
+    """Completions a prompt, the most common number among prompts with several."""
 
     @property
     def compared(self) -> str:
@@ -122,7 +126,11 @@ class Diagnosis:
             *share("different when scored again", self.repeat_share),
             *share("variance between scorings", self.repeat_variance, "share of the whole variance"),
             *share("prompts with equal rewards only", self.ties),
-            *share("rank correlation with length", self.length_correlation, self.compared),
+            *share(
+                "rank correlation with length",
+                self.length_correlation,
+                self.compared + ", may be chance" * self.length_by_chance,
+            ),
             *((f"paid for {word!r}", f"{x:+.3f}", self.compared) for word, x in self.keywords),
             *((f"rank correlation of {names}", f"{x:+.3f}", "") for names, x in self.disagreement.items()),
             *rate("rho+ = P(1 | gold 0)", self.false_positive),
@@ -168,6 +176,7 @@ def diagnose(judged: Sequence[Judged]) -> Diagnosis:
     with_gold = [rows for rows in several if not np.isnan(gold[rows]).any()]
     rows, cells, equally_right = comparable([j.prompt_id for j in known], gold)
     lengths = np.array([known[row].length for row in rows], dtype=np.float64)
+    by_length, by_chance = length_correlation(rewards[rows], lengths, cells)
     short = are_short([j.completion for j in known])
     return Diagnosis(
         completions=len(judged),
@@ -175,15 +184,19 @@ def diagnose(judged: Sequence[Judged]) -> Diagnosis:
         missing=float(np.mean([np.mean([r is None for r in j.rewards]) for j in judged])),
         binary=binary,
         mean=float(rewards.mean()),
-        spread=float(rewards.std()),
+        spread=float(rewards.std())
+        if np.ptp(rewards) > 0
+        else 0.0,  # of equal numbers the mean may be rounded
         repeat_share=repeat_share,
         repeat_variance=repeat_variance,
         disagreement=_disagreement(known),
-        length_correlation=length_correlation(rewards[rows], lengths, cells),
+        length_correlation=by_length,
+        length_by_chance=by_chance,
         keywords=keywords([known[row].completion for row in rows], rewards[rows], cells, characters=short),
         equally_right=equally_right,
         short=short,
-        ties=0.0 if not several else 1.0 - _differing(rewards, several),
+        ties=1.0 - _differing(rewards, several) if several else None,
+        several=len(several),
         false_positive=up,
         false_negative=down,
         informativeness=informativeness,
@@ -194,7 +207,7 @@ def diagnose(judged: Sequence[Judged]) -> Diagnosis:
         no_gold=no_gold,
         mixed=_differing(gold, with_gold) if with_gold else None,
         different=_differing(rewards, with_gold) if with_gold else None,
-        group=Counter(map(len, groups.values())).most_common(1)[0][0],
+        group=Counter(map(len, several)).most_common(1)[0][0] if several else 1,
     )
 
 

@@ -8,12 +8,13 @@ to do so the more of them there are, so the best is compared with the best of re
 
 import string
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from scipy.sparse import csc_array, csr_array
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from vrpo.rng import stream
 
@@ -64,9 +65,20 @@ def centred(x: np.ndarray, cells: np.ndarray) -> np.ndarray:
     return np.where(np.abs(left) > 1e-12 * max(float(np.abs(x).max()), 1e-300), left, 0.0)
 
 
-def length_correlation(rewards: np.ndarray, lengths: np.ndarray, cells: np.ndarray) -> float | None:
-    """Spearman correlation of reward and length over cells."""
-    return correlation(centred(rewards, cells), centred(lengths, cells))
+def length_correlation(
+    rewards: np.ndarray, lengths: np.ndarray, cells: np.ndarray
+) -> tuple[float | None, bool]:
+    """Spearman correlation of reward and length over cells, and whether it may be chance.
+
+    It may where more than CHANCE of the rewards shuffled within cells go with length as well: a few completions often do.
+    """
+    paid, long = centred(rewards, cells), centred(lengths, cells)
+    found = correlation(paid, long)
+    if found is None:
+        return None, False
+    ranks = [rankdata(x) - (len(x) + 1) / 2 for x in (paid, long)]
+    most = abs(float(ranks[0] @ ranks[1])) * (1 - 1e-9)
+    return found, _by_chance(lambda shuffled: abs(float(shuffled @ ranks[1])) >= most, ranks[0], cells)
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
@@ -102,7 +114,7 @@ def keywords(
     while names and len(chosen) < MOST_WORDS and np.abs(left).max() > 1e-9 * np.abs(whole).max():
         moved = (has.T @ left) / np.sqrt(norms)
         best = float(np.abs(moved).max())
-        if not _is_no_chance(best, has, norms, left, cells):
+        if _by_chance(partial(_best_reaches, best, has, norms), left, cells):
             break
         # of words that always stand together, or of which one always does, the one that is paid and says most
         tied = np.flatnonzero(np.abs(moved) >= best * (1 - 1e-9))
@@ -140,15 +152,19 @@ def _norms(has: Any, cells: np.ndarray) -> np.ndarray:
     return np.asarray(having.sum(axis=0) - (having.power(2).T @ (1.0 / size))).ravel()
 
 
-def _is_no_chance(best: float, has: Any, norms: np.ndarray, left: np.ndarray, cells: np.ndarray) -> bool:
-    """Whether at most CHANCE of the rewards shuffled within cells go as well with their best word."""
+def _best_reaches(best: float, has: Any, norms: np.ndarray, shuffled: np.ndarray) -> bool:
+    return bool(np.abs((has.T @ shuffled) / np.sqrt(norms)).max() >= best * (1 - 1e-9))
+
+
+def _by_chance(as_well: Callable[[np.ndarray], bool], x: np.ndarray, cells: np.ndarray) -> bool:
+    """Whether more than CHANCE of the x that are shuffled within cells do as well."""
     draw = stream(0, "diagnosis", "shuffles")
     place = np.argsort(cells, kind="stable")
     above = 0
     for _ in range(SHUFFLES):
-        shuffled = np.empty_like(left)
-        shuffled[place] = left[np.lexsort((draw.random(len(left)), cells))]
-        above += bool(np.abs((has.T @ shuffled) / np.sqrt(norms)).max() >= best * (1 - 1e-9))
+        shuffled = np.empty_like(x)
+        shuffled[place] = x[np.lexsort((draw.random(len(x)), cells))]
+        above += as_well(shuffled)
         if (above + 1) / (SHUFFLES + 1) > CHANCE:
-            return False
-    return True
+            return True
+    return False

@@ -8,6 +8,7 @@ from typing import Any
 from vrpo.errors import DataError
 from vrpo.tasks.data import first_line, shown
 from vrpo.train.diagnosis import VERDICT, Judged
+from vrpo.train.transcript import ERRORS
 
 LARGEST = 3.4e38
 """Rewards beyond fp32 are missing in a run too."""
@@ -16,6 +17,7 @@ LARGEST = 3.4e38
 def read_judged(path: Path) -> list[Judged]:
     """Judged completions from a JSONL file: a run's rollouts.jsonl, or rows of your own.
 
+    A run's lines that are there only because their reward failed are left out: of the others alone is the share that failed known.
     Columns: completion (text) and reward (a number, a list of numbers for repeated scorings, or null); prompt_id or prompt;
     optional gold (0 or 1), clean_reward, tokens, parts.
 
@@ -28,14 +30,16 @@ def read_judged(path: Path) -> list[Judged]:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    judged.append(_judged(line, f"{path}, line {number}"))
+                    where = f"{path}, line {number}"
+                    row = _object(line, where)
+                    if row.get("kept_for") != ERRORS:
+                        judged.append(_judged(row, where))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({first_line(error)}); give a file that can") from error
     return judged
 
 
-def _judged(line: bytes, where: str) -> Judged:
-    row = _object(line, where)
+def _judged(row: dict[str, Any], where: str) -> Judged:
     prompt = row.get("prompt") if row.get("prompt_id") is None else row["prompt_id"]
     if prompt is None:
         raise DataError(

@@ -45,8 +45,8 @@ def train(run: Run, display: Display) -> dict[str, object]:
         NumericsError: the numbers went bad; the worst tokens are in worst_tokens.json.
     """
     started = time.perf_counter()
-    display.start(run.name, first=run.learner.step, steps=run.config.train.steps, note=run.describe())
     try:
+        display.start(run.name, first=run.learner.step, steps=run.config.train.steps, note=run.describe())
         with stop_requested() as stop:
             try:
                 _steps(run, display, stop)
@@ -73,8 +73,10 @@ def train(run: Run, display: Display) -> dict[str, object]:
         run.folder.write_json(SUMMARY, summary)
         return summary
     finally:
-        display.finish()
-        run.close()
+        try:
+            display.finish()
+        finally:  # a display that fails leaves no folder locked
+            run.close()
 
 
 def _steps(run: Run, display: Display, stop: StopRequest) -> None:

@@ -74,7 +74,8 @@ def memory_plan(config: Config, shape: ModelShape, *, prompt_tokens: int) -> Mem
         )
     if uses_reference(config) and adapter_parameters(config, shape) is None:
         lasting["reference weights"] = FP32 * shape.parameters
-    rows = min(config.rollout.batch_size, config.train.completions_per_step)
+    decoded = max(config.train.completions_per_step, config.train.eval_prompts * config.train.eval_samples)
+    rows = min(config.rollout.batch_size, decoded)
     length = prompt_tokens + config.rollout.max_completion_length
     sampling = {
         "KV cache": 2 * FP32 * shape.layers * shape.kv_width * rows * length,

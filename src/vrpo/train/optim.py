@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vrpo.config.run import TrainConfig
+from vrpo.errors import CheckpointError
 
 
 def adamw(module: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
@@ -66,10 +67,21 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """What `optimizer_tensors` gave, back into the optimizer."""
+    """What `optimizer_tensors` gave, back into the optimizer.
+
+    Raises:
+        CheckpointError: they are moments of other parameters: torch would take them and read past the end of some.
+    """
+    parameters = list(parameters_of(optimizer))
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".")
+        trained = list(parameters[int(number)].shape) if int(number) < len(parameters) else None
+        if value.dim() and list(value.shape) != trained:
+            raise CheckpointError(
+                f"the optimizer's state is of other weights than those trained now (number {number} has shape {list(value.shape)}, not "
+                f"{trained}); train the same ones, or start a new run from the model in the checkpoint"
+            )
         state.setdefault(int(number), {})[name] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -36,7 +36,7 @@ def exact_values(
     """
     prompts = {id(one.rollout.prompt): one.rollout.prompt for one in scored}
     row_of = {key: row for row, key in enumerate(prompts)}
-    encoded = encode_examples(list(prompts.values()), policy.tokenizer, column, setting="critic.oracle")
+    encoded = encode_examples(list(prompts.values()), policy, column, setting="critic.oracle")
     ids, attention, mask = (x.to(policy.device) for x in encoded)
     logp, _ = policy.logprobs_and_entropy(ids, attention, mask, temperature=temperature)
     rest = torch.where(mask, logp.flip(1).cumsum(dim=1).flip(1).exp(), 0.0)

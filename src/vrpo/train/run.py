@@ -237,6 +237,8 @@ def _build(
     algorithm = build_algorithm(config.algorithm)
     engine = TorchEngine(policy, policy.tokenizer, config.rollout, seed=config.train.seed)
     critic, objective = _build_critic(config, policy, algorithm)
+    if critic is not None and critic.context_length is not None:  # of `critic.path` it may be shorter
+        task.check_context(critic.context_length, config.rollout.max_completion_length, whose="the critic's")
     denoiser = _build_denoiser(config, policy)
     uses_reference = algorithm.uses_reference or (objective is not None and objective.uses_reference)
     reference = policy.reference() if uses_reference else None

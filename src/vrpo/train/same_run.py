@@ -3,7 +3,9 @@
 import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -76,17 +78,31 @@ def reward_files(config: Config) -> dict[str, str]:
 
 
 def digest_of(function: NamedFunction) -> str:
-    """Hash of a reward function given in Python: weight, and source or, where there is none, code; of an object, those of its class.
+    """Hash of a reward function given in Python: weight, and source or, where there is none, code; of an object, those of its class; of a
+    `functools.partial` also what it binds.
 
     What it has closed over is not in it.
     """
-    called = function.source
+    return hashlib.sha256(f"{function.weight!r}\n{_text_of(function.source)}".encode()).hexdigest()
+
+
+def _text_of(called: Any) -> str:
+    if isinstance(called, partial):
+        bound = (called.args, sorted(called.keywords.items()))
+        return f"{_text_of(called.func)}\nbound: {bound!r}"
     code = getattr(called, "__code__", None)
     try:
-        text = inspect.getsource(called if code is not None or inspect.isclass(called) else type(called))
+        return inspect.getsource(called if code is not None or inspect.isclass(called) else type(called))
     except (OSError, TypeError):  # typed at a prompt, or built in
-        text = repr((type(called).__qualname__, getattr(code, "co_code", b""), getattr(code, "co_names", ())))
-    return hashlib.sha256(f"{function.weight!r}\n{text}".encode()).hexdigest()
+        if code is None:
+            return type(called).__qualname__
+        return repr((type(called).__qualname__, _told(code)))
+
+
+def _told(code: CodeType) -> tuple[Any, ...]:
+    """What a function does; a code object's own text has an address in it."""
+    constants = [_told(c) if isinstance(c, CodeType) else c for c in code.co_consts]
+    return code.co_code, code.co_names, constants
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -145,13 +161,17 @@ def _harmless(key: str) -> bool:
 
 
 def _weights_hash(policy: Policy) -> str:
-    """Of shapes and up to 4096 spread-out numbers a tensor: enough to tell two models apart, quick on a large one."""
+    """Of shapes, what is frozen, and up to 4096 spread-out numbers a tensor: enough to tell two models apart, quick on a large one."""
     digest = hashlib.sha256()
     for name, weight in sorted(policy.named_parameters()):
         values = weight.detach().flatten()
         values = values[:: max(len(values) // 4096, 1)]
         digest.update(f"{name}{list(weight.shape)}".encode())
         digest.update(np.ascontiguousarray(values.float().cpu().numpy()).tobytes())
+        if not (
+            policy.adapter or weight.requires_grad
+        ):  # with an adapter the configuration says what is frozen
+            digest.update(b"frozen")
     return digest.hexdigest()
 
 

@@ -53,7 +53,7 @@ def sft(config: SftConfig, *, out: str | Path, console: Console | None = None) -
     engine = TorchEngine(policy, tokenizer, config.rollout, seed=config.seed)
     held_out = task.eval_prompts(settings.eval_prompts)
     for prompt in islice(task.train_prompts(), CHECKED):
-        target_of(prompt, settings.target_column)
+        encode_examples([prompt], policy, settings.target_column)
     with storing(out):  # before anything is trained that could not be kept
         out.mkdir(parents=True, exist_ok=True)
         replace_file(out / "sft.json", json.dumps({"steps": 0}) + "\n")
@@ -81,7 +81,7 @@ def _sft_step(
     policy: Policy, optimizer: torch.optim.Optimizer, prompts: list[Prompt], tokenizer: Any, column: str
 ) -> float:
     """One optimizer step on the targets of `prompts`; the mean loss in nats a token."""
-    ids, attention, mask = (x.to(policy.device) for x in encode_examples(prompts, tokenizer, column))
+    ids, attention, mask = (x.to(policy.device) for x in encode_examples(prompts, policy, column))
     optimizer.zero_grad(set_to_none=True)
     logp, _ = policy.logprobs_and_entropy(ids, attention, mask, temperature=1.0)
     loss = -logp.sum() / mask.sum()
@@ -110,19 +110,25 @@ def target_of(prompt: Prompt, column: str, *, setting: str = "sft.target_column"
 
 
 def encode_examples(
-    prompts: list[Prompt], tokenizer: Any, column: str, *, setting: str = "sft.target_column"
+    prompts: list[Prompt], policy: Policy, column: str, *, setting: str = "sft.target_column"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Input ids [B, L], attention mask [B, L] and loss mask [B, L - 1], True on target and EOS.
 
     Raises:
-        DataError: a row has no text in `column`, which `setting` names.
+        DataError: a row has no text in `column`, which `setting` names, or one that is too long for the model.
     """
+    tokenizer, limit = policy.tokenizer, policy.context_length
     rows, starts = [], []
     for prompt in prompts:
         target = target_of(prompt, column, setting=setting)
         target_ids = tokenizer(target, add_special_tokens=False)["input_ids"]
         rows.append(np.concatenate([prompt.token_ids, target_ids, [tokenizer.eos_token_id]]).astype(np.int64))
         starts.append(len(prompt.token_ids))
+        if limit is not None and len(rows[-1]) > limit:
+            raise DataError(
+                f"row {prompt.prompt_id} has {len(rows[-1])} tokens with its text in column {column!r}, which {setting} names, and that is "
+                f"more than the model's context of {limit}; shorten or remove it"
+            )
     length = max(map(len, rows))
     ids = torch.zeros(len(rows), length, dtype=torch.int64)
     attention = torch.zeros(len(rows), length, dtype=torch.bool)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from vrpo.config import Config
 from vrpo.config.learning import PpoConfig
 from vrpo.errors import ModelError
-from vrpo.models import resolve_path
+from vrpo.models.loading import adapter_base, resolve_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +53,12 @@ def read_shape(config: Config, model_config: Path | None) -> ModelShape:
             f"--model-config: there is no {str(model_config)!r}; give a model's config.json, or its folder"
         )
     source = str(model_config) if model_config or config.model is None else resolve_path(config.model.path)
+    source = adapter_base(source) or source
+    trusted = config.model is not None and config.model.trust_remote_code
     try:
-        hf: Any = AutoConfig.from_pretrained(source).get_text_config()
+        hf: Any = AutoConfig.from_pretrained(source, trust_remote_code=trusted).get_text_config()
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(hf)
+            model = AutoModelForCausalLM.from_config(hf, trust_remote_code=trusted)
         heads = hf.num_attention_heads
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(

@@ -6,6 +6,7 @@ from typing import Any
 
 from vrpo.config import Config
 from vrpo.config.run import TrainConfig
+from vrpo.rewards.isolation import FAULT_KINDS
 from vrpo.train import checkpoint
 from vrpo.train.folder import RunFolder
 
@@ -56,7 +57,9 @@ def summarise(folder: RunFolder, config: Config, *, seconds: float) -> dict[str,
         "reward_errors": sum(line["rewards/errors"] for line in lines),
         "reward_errors_by_kind": {
             name.removeprefix(KIND): sum(line.get(name) or 0.0 for line in lines)
-            for name in sorted({name for line in lines for name in line if name.startswith(KIND)})
+            # a function called "errors" has metrics that begin alike
+            for name in (KIND + kind for kind in sorted(FAULT_KINDS))
+            if any(name in line for line in lines)
         },
         "rewards_missing": sum(line["rewards/missing"] for line in lines),
         "skipped_updates": sum(

@@ -9,7 +9,7 @@ from typing import Any, final
 
 import torch
 
-from vrpo.config import Config, apply_overrides, build, read_yaml
+from vrpo.config import Config, apply_overrides, build, load, read_yaml
 from vrpo.errors import CheckpointError, ConfigError
 from vrpo.models import Policy, load_policy, load_tokenizer
 from vrpo.rewards import RewardPipeline, build_rewards
@@ -118,7 +118,7 @@ def open_target(
         raise ConfigError(
             "the configuration names no model, task or reward function (a run started from Python?); give --config CONFIG"
         )
-    found = _step_of(folder, step, config) if is_run else None
+    found = _step_of(folder, step) if is_run else None
     path = target if found is None else str(_model_in(_checkpoint_of(folder, found), denoiser=denoiser))
     settings = config.model.model_copy(update={"path": path})
     tokenizer, policy = load_tokenizer(settings), load_policy(settings)
@@ -128,15 +128,16 @@ def open_target(
     return Target(policy=policy, tokenizer=tokenizer, task=task, rewards=rewards, config=config, step=found)
 
 
-def _step_of(folder: Path, step: int | str | None, config: Config) -> int:
-    """The step of the checkpoint that is asked for."""
+def _step_of(folder: Path, step: int | str | None) -> int:
+    """The step of the checkpoint that is asked for; the best is so by the run's own schedule, whatever it is evaluated on now."""
     available = checkpoint.steps_in(folder / "checkpoints")
     if not available:
         raise CheckpointError(f"{folder} has no complete checkpoint yet; train further first")
     if step is None:
         return available[-1]
     if step == "best":
-        best = checkpoint.best_of(available, accuracy_on_schedule(RunFolder(folder), config.train))
+        schedule = load(Config, folder).train
+        best = checkpoint.best_of(available, accuracy_on_schedule(RunFolder(folder), schedule))
         if best is None:
             raise CheckpointError(
                 f"{folder} has evaluated none of its checkpoints ({_listed(available)}); name one, or train with train.eval_every"

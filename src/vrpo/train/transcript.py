@@ -9,6 +9,8 @@ from vrpo.types import Batch, ScoredRollout
 
 KEPT = 8
 """Responses of each step written to rollouts.jsonl."""
+ERRORS = "errors"
+"""`kept_for` of a line that is there because something failed, not as one of the first: shares are not to be taken of such lines."""
 DIGITS = 4
 """Decimals of a number per token."""
 
@@ -27,7 +29,7 @@ def transcript(scored: Sequence[ScoredRollout], batch: Batch, tokenizer: Any) ->
             **line_of(s),
             "reward": s.reward,
             **({"gold_errors": list(s.gold_errors)} if s.gold_errors else {}),
-            **({"by_token": _by_token(s, batch, row, tokenizer)} if row < KEPT else {}),
+            **({"by_token": _by_token(s, batch, row, tokenizer)} if row < KEPT else {"kept_for": ERRORS}),
         }
         for row, s in enumerate(scored)
         if row < KEPT or s.errors or s.gold_errors
