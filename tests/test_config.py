@@ -19,6 +19,7 @@ from vrpo.errors import ConfigError
 from vrpo.study.config import read_study
 from vrpo.train.batch_plan import batch_plan
 from vrpo.train.catalogue import catalogue_page
+from vrpo.train.notes import notes
 
 ROOT = Path(__file__).parent.parent
 BASE = {
@@ -401,3 +402,11 @@ def test_a_name_that_stands_elsewhere_is_no_misspelling_of_one_here():
         build(Config, BASE | {"algorithm": {"type": "ppo", "cliprange_value": 0.2}})
     with pytest.raises(ConfigError, match=r"a list; `vrpo explain rewards\.functions`"):
         build(Config, BASE | {"rewards": {"functions": "judge.py"}})
+
+
+def test_a_denoiser_on_few_prompts_is_told_of():
+    config = build(Config, BASE | {"denoiser": {}, "train": {"steps": 200, "completions_per_step": 256}})
+    prompts = 200 * 256 // config.rollout.num_generations
+    assert "each of the 100 prompts is drawn about" in notes(config, prompts=100)[-1]
+    assert not any("by heart" in line for line in notes(config, prompts=prompts))
+    assert not any("by heart" in line for line in notes(build(Config, BASE), prompts=1))

@@ -23,6 +23,7 @@ from vrpo.train.evaluate import evaluate
 from vrpo.train.fit import check_fit
 from vrpo.train.folder import RunFolder
 from vrpo.train.microbatches import Splitter
+from vrpo.train.notes import notes
 from vrpo.train.optim import adamw
 from vrpo.train.prepared import Prepared
 from vrpo.train.pseudo_labels import check_votes, majority_labels
@@ -80,7 +81,8 @@ class Run:
         )
         if len(text) > 2 * SHOWN:
             text = f"{text[:SHOWN]} ... {text[-SHOWN:]}"
-        lines = [self.task.describe(), f"a prompt, as the model reads it: {text}", *_slow_critic(self.config)]
+        lines = [self.task.describe(), f"a prompt, as the model reads it: {text}"]
+        lines += notes(self.config, prompts=self.task.train_size)
         return "\n".join([*lines, *(f"changed: {line}" for line in self.changes)])
 
     @property
@@ -139,16 +141,6 @@ class Run:
         if self.learner.critic_optimizer is not None:
             rates["lr_critic"] = float(self.learner.critic_optimizer.param_groups[0]["lr"])
         return rates
-
-
-def _slow_critic(config: Config) -> list[str]:
-    """A line where the critic learns more slowly than the policy whose returns it predicts."""
-    if config.critic is None or config.critic.learning_rate >= config.train.learning_rate:
-        return []
-    return [
-        f"note: critic.learning_rate={config.critic.learning_rate:g} is below train.learning_rate={config.train.learning_rate:g}; a critic "
-        "that learns more slowly than the policy explains little: in the recipes it has two to five times the policy's rate"
-    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
