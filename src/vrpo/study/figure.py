@@ -205,7 +205,7 @@ def accuracy_against_noise(cells: Sequence[Cell], rows: Sequence[Row]) -> Figure
     with mpl.rc_context(STYLE):
         known = {by: name for by, name in COMPARED.items() if any(row.estimates.get(name) for row in rows)}
         figure = new_figure(max(6.0, 3.0 + 1.3 * len(noises)), _height(3.3 * len(known), cells))
-        panels = figure.subplots(len(known), 1, sharex=True)
+        panels = figure.subplots(len(known), 1, sharex=True, squeeze=False)[:, 0]
         for panel, (by, name) in zip(panels, known.items(), strict=True):
             _points(panel, rows, name, places, _looks(cells), between=rates is not None)
             panel.set_ylabel(f"final clean accuracy, {by}")

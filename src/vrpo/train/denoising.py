@@ -41,7 +41,7 @@ from vrpo.rng import stream
 from vrpo.train.channels import FlipChannel, build_channel
 from vrpo.train.metrics import mean_kl
 from vrpo.train.nuisance import WEIGHT_DECAY as SLOPES_WEIGHT_DECAY
-from vrpo.train.optim import adamw, load_optimizer_tensors, optimizer_tensors
+from vrpo.train.optim import adamw, load_optimizer_tensors, optimizer_tensors, parameters_of
 from vrpo.types import SAMPLED, Batch, Metrics, join, to_device
 
 CHANNEL_LEARNING_RATE = 0.02
@@ -201,7 +201,10 @@ class Denoiser:
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
-        load_optimizer_tensors(self.optimizer, part("optimizer."))
+        # the channel's parameters come last: rates that are given now have no moments
+        count = sum(1 for _ in parameters_of(self.optimizer))
+        moments = {k: v for k, v in part("optimizer.").items() if int(k.split(".")[0]) < count}
+        load_optimizer_tensors(self.optimizer, moments)
         # rates that are given now stand, and those that no longer are start anew
         channel, saved = self.channel.state_dict(), part("channel.")
         self.channel.load_state_dict(channel | {k: v for k, v in saved.items() if k in channel})
