@@ -17,7 +17,7 @@ quickstart-short: $(VENV)/.run    ## the same wiring in a few steps, for CI
 	$(BIN)/vrpo study recipes/quickstart --out runs/quickstart-short \
 	  --set train.steps=14 --set train.eval_every=7 --set train.eval_prompts=64
 
-study: $(VENV)/.run               ## the README's table: 404 runs, ten to twelve hours on two cores; goes on where it stopped
+study: $(VENV)/.run               ## the README's table: 424 runs, eleven to twelve hours on two cores; goes on where it stopped
 	$(BIN)/vrpo study recipes/arith_cpu/length_bias.yaml --out runs/length_study
 	$(BIN)/vrpo study recipes/minus_cpu --out runs/minus_study
 	$(BIN)/vrpo study recipes/arith_cpu/phrase_bias.yaml --out runs/phrase_study
