@@ -318,10 +318,8 @@ def _columns(rollouts: Sequence[Rollout], replaced: Mapping[str, Sequence[Any]])
     }
 
 
-# Fresh objects: a function that edits its arguments must not edit the data set.
-
-
 def _fresh(value: Any) -> Any:
+    """A copy of what can be edited: a function that edits its arguments must not edit the data set."""
     return deepcopy(value) if isinstance(value, (list, dict, set)) else value
 
 
