@@ -195,6 +195,8 @@ def test_numbers_are_read_as_they_look():
         ("learning_rate", "belongs under 'train' or 'critic' or 'denoiser'"),
         ("train.num_train_epochs", "here that is 'train.steps'"),
         ("train.whiten_rewards", "known keys here"),
+        ("critic.vf_coef", "here that is 'critic.learning_rate'"),
+        ("critic.beta", "belongs under 'critic.head'"),
     ],
 )
 def test_a_key_in_the_wrong_place_is_sent_to_every_right_one(key, told):

@@ -1,5 +1,6 @@
 """Critic diagnostics."""
 
+import inspect
 import math
 
 import pytest
@@ -149,3 +150,21 @@ def test_golden_frac_zero_std():
     assert_catches(check, frac_zero_std, SCALAR)
     none = torch.zeros(2, dtype=torch.bool)
     assert frac_zero_std(torch.zeros(2), torch.zeros(2, dtype=torch.long), none).isnan()
+
+
+@pytest.mark.parametrize("measure", [explained_variance, masked_correlation, explained_variance_by_position])
+def test_a_mask_of_zeros_and_ones_is_a_mask(measure):
+    """As tokenizers give it; taken for positions it would say something else. Annotations ask for bool: without their check here."""
+    x, y = torch.rand(6, 5), torch.rand(6, 5)
+    mask = torch.rand(6, 5) < 0.6
+    plain = inspect.unwrap(measure)
+    torch.testing.assert_close(plain(x, y, mask.long()), measure(x, y, mask), equal_nan=True)
+
+
+def test_labels_of_zeros_and_ones_are_labels():
+    scores, labels = torch.tensor([0.1, 0.9, 0.8, 0.2]), torch.tensor([0, 1, 1, 0])
+    assert inspect.unwrap(auc)(scores, labels) == 1.0
+    share = inspect.unwrap(frac_zero_std)(
+        torch.tensor([0.0, 1.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1]), labels
+    )
+    assert share == 1.0  # of each group one is valid

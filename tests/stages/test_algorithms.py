@@ -111,6 +111,22 @@ def test_without_spread_nothing_is_trusted_and_nothing_is_learned():
     assert torch.equal(done.advantages, torch.zeros(2, 1))
 
 
+@pytest.mark.parametrize("trust", ["gate", "soft"])
+def test_what_rounding_leaves_of_equal_returns_is_not_whitened(trust):
+    """Values that siblings complete differ from the mean return by 1e-8, which whitening would scale to 1."""
+    batch = make_batch(
+        (1, 1, 1, 1),
+        prompt=1,
+        scores=(0.3, 0.3, 0.3, 0.3),
+        groups=(0, 0, 1, 1),
+        values=torch.tensor([0.1, 0.7, 0.4, 0.9])[:, None],
+        bootstrap=torch.zeros(4),
+        old_logp=torch.tensor([-0.3, -1.1, -0.7, -0.9])[:, None],
+    )
+    done = annotate(batch, critic_trust=trust, sibling_coverage=True, whiten_advantages=True)
+    assert torch.equal(done.advantages, torch.zeros(4, 1))
+
+
 @pytest.mark.parametrize(
     "settings", [{"critic_trust": "gate"}, {"critic_trust": "soft"}, {"sibling_correction": True}]
 )

@@ -50,7 +50,8 @@ class Ppo:
         _, targets = gae(
             rewards, batch.values, bootstrap, batch.mask, gamma=config.gamma, lam=config.lam_value
         )
-        trust = self._trust(targets, batch, explained_var)
+        explained = float(explained_variance(targets, batch.values, batch.mask)) if self._gated else 1.0
+        trust = self._trust(explained, explained_var)
         # what a cut response is worth is the critic's word: others are judged by responses that ended, and it by them
         ended = batch.mask & ~cut[:, None]
         mean = masked_mean(targets, ended if bool(ended.any()) else batch.mask)
@@ -68,7 +69,10 @@ class Ppo:
             gamma=config.gamma,
             lam=self._lam(batch, trust),
         )
-        if config.whiten_advantages:
+        if math.isnan(explained):
+            # all returns are equal, there is nothing to learn: what is left is rounding, which whitening would scale to 1
+            advantages = torch.zeros_like(advantages)
+        elif config.whiten_advantages:
             advantages = masked_whiten(advantages, batch.mask, center=True)
         return batch.with_(advantages=advantages, targets=targets)
 
@@ -106,17 +110,19 @@ class Ppo:
         lam = torch.as_tensor(lam, device=batch.coverage.device).reshape(-1, 1)
         return lam + batch.coverage * (self.config.lam_covered - lam)
 
-    def _trust(self, targets: Tensor, batch: Batch, before: float | None) -> float:
+    @property
+    def _gated(self) -> bool:
+        return self.config.critic_trust != "full"
+
+    def _trust(self, explained: float, before: float | None) -> float:
         """g in [0, 1]: what share of the values is the critic's, the rest is the step's mean return; lambda follows.
 
         At g = 0 the advantage is R_t - mean(R), at g = 1 it is GAE. Gate of EVPO (arXiv:2604.19485), by the explained variance before
         the update; ours are the running mean over the steps, without which the gate flaps, `soft`, and the lambda between.
         """
-        assert batch.values is not None, "the critic's values come first"
-        if self.config.critic_trust == "full":
+        if not self._gated:
             return 1.0
-        explained = float(explained_variance(targets, batch.values, batch.mask))
-        if math.isnan(explained):  # all returns are equal: there is nothing to explain, and nothing to learn
+        if math.isnan(explained):
             return 0.0
         explained = running_explained_variance(before, explained)
         return float(explained > 0.0) if self.config.critic_trust == "gate" else min(max(explained, 0.0), 1.0)

@@ -247,7 +247,7 @@ class DenoiserConfig(Strict):
     false_negative: UnitInterval | None = None
     """rho- = P(seen 0 | clean 1), if you know it. null: learned with the model."""
     learning_rate: float = Field(1e-6, gt=0.0)
-    """Peak learning rate of the second language model; it follows the critic's schedule: decay without the policy's warm-up."""
+    """Peak learning rate of the second language model; it follows the critic's schedule, which does not wait for `critic.warmup_steps`."""
     replay: int = Field(1, ge=0)
     """Past responses it learns from in a step, as a multiple of the step's own."""
     capacity: int = Field(16_384, ge=1)

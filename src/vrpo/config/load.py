@@ -227,7 +227,10 @@ def _nearest(schema: type[BaseModel], loc: tuple[str | int, ...]) -> str:
         return f"; only `type: {' or '.join(dict.fromkeys(other_types))}` has it"
     if near and near[0].replace("_", "").lower() == str(loc[-1]).replace("_", "").lower():
         return f"; did you mean {near[0]!r}?"
-    if loc[0] not in ("critic", "denoiser") and (ours := OUR_NAMES.get(str(loc[-1]))):
+    below = any(
+        home.partition(".")[0] == loc[0] for home in elsewhere
+    )  # the head of a critic has a `beta` too
+    if not below and (ours := OUR_NAMES.get(str(loc[-1]))):
         return f"; here that is {ours!r}"
     if elsewhere:
         return f"; it belongs under {' or '.join(map(repr, elsewhere))}"

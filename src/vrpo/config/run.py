@@ -90,9 +90,9 @@ class TrainConfig(Strict):
     learning_rate: float = Field(1e-6, gt=0.0)
     """Peak learning rate of the policy."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up: hold, or decay so that 0 would be reached one step after the last. Policy and critic alike."""
+    """After the warm-up: hold, or decay so that 0 would be reached one step after the last. Policy, critic and denoiser alike."""
     lr_warmup_steps: int = Field(0, ge=0)
-    """Steps over which both learning rates rise from 0; the policy's count starts after the critic's warm-up."""
+    """Steps over which all learning rates rise from 0; the policy's count starts after the critic's warm-up."""
     weight_decay: float = Field(0.0, ge=0.0)
     """AdamW, on matrices only."""
     max_grad_norm: float = Field(1.0, gt=0.0)

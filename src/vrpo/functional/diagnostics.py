@@ -35,6 +35,7 @@ def explained_variance(
         NaN when the returns are equal, to `ROUNDING` of their size or that of the values (also: when nothing counts), where every
         critic would explain "all" of nothing.
     """
+    mask = mask.bool()  # of 0 and 1, as tokenizers give it, it would be taken for positions
     r, v = targets[mask].double(), predictions[mask].double()
     if len(r) == 0:
         return targets.new_tensor(torch.nan, dtype=torch.float32)
@@ -74,6 +75,7 @@ def explained_variance_by_position(
     Returns:
         one number per bin, NaN where a bin is empty or its targets are all equal.
     """
+    mask = mask.bool()
     rank, length = mask.cumsum(dim=1) - 1, mask.sum(dim=1, keepdim=True).clamp(min=1)
     place = rank * bins // length
     return torch.stack([explained_variance(targets, predictions, mask & (place == i)) for i in range(bins)])
@@ -111,6 +113,7 @@ def auc(scores: Float[Tensor, " N"], labels: Bool[Tensor, " N"]) -> Float[Tensor
     Returns:
         in [0, 1], 0.5 is chance; NaN when one class is missing.
     """
+    labels = labels.bool()
     positives, negatives = scores[labels], scores[~labels].sort().values
     below = torch.searchsorted(negatives, positives).double()
     at_most = torch.searchsorted(negatives, positives, right=True).double()
@@ -150,6 +153,7 @@ def masked_correlation(
     Returns:
         in [-1, 1]; NaN when x or y does not vary.
     """
+    mask = mask.bool()
     a, b = x[mask].double(), y[mask].double()
     if len(a) == 0:
         return x.new_tensor(torch.nan, dtype=torch.float32)
@@ -173,6 +177,7 @@ def frac_zero_std(
     Returns:
         in [0, 1]; NaN when no score is valid.
     """
+    valid = valid.bool()
     scores = scores[valid]
     _, group = group_ids[valid].unique(return_inverse=True)
     groups = int(group.max()) + 1 if len(group) else 0

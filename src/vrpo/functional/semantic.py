@@ -27,7 +27,7 @@ def quantile_threshold(
     Returns:
         tau in the scores' unit; NaN when no token counts.
     """
-    chosen = scores.detach().float()[mask].sort().values  # torch.quantile stops at 2^24 tokens
+    chosen = scores.detach().float()[mask.bool()].sort().values  # torch.quantile stops at 2^24 tokens
     if len(chosen) == 0:
         return math.nan
     place = (1.0 - fraction) * (len(chosen) - 1)

@@ -244,7 +244,11 @@ def _check_arguments(config: object, functions: object, weights: object, gold: o
     if not functions:
         raise ConfigError("reward_funcs=[] holds no functions; pass one function or a list of them")
     assert isinstance(functions, Sequence)
-    if weights is not None and (not isinstance(weights, Sequence) or len(weights) != len(functions)):
+    if weights is not None and not isinstance(weights, Sequence):
+        raise ConfigError(
+            f"reward_weights={weights!r:.60} of type {type(weights).__name__}; give a list of one weight per function"
+        )
+    if weights is not None and len(weights) != len(functions):
         raise ConfigError(
             f"reward_weights={weights!r:.60} for {len(functions)} reward_funcs; give a list of one weight each"
         )

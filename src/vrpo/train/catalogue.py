@@ -71,7 +71,7 @@ METRICS: dict[str, MetricDoc] = {
     "denoiser/kl": _D("KL of the policy to the denoiser's model: sum_t (log pi_t - log q_t), mean over responses, nats", "steady, falls with algorithm.belief_coef", "grows without end: the policy leaves what past rewards say"),
     "denoiser/grad_norm": _D("gradient norm before clipping, mean over optimizer steps", "steady", "spikes: lower denoiser.learning_rate"),
     "denoiser/skipped_updates": _D("optimizer steps not made because the gradient was not finite", "0", "above 0: lower denoiser.learning_rate"),
-    "loss/denoiser_avg": _D("-log P(seen reward), mean over responses, nats", "falls below the entropy of the seen reward, log 2 for balanced ones", "rises: lower denoiser.learning_rate"),
+    "loss/denoiser_avg": _D("-log P(seen reward), mean over responses, nats; channel gaussian: of its density, without log(2 pi) / 2, so it may be negative", "channel flip: falls below the entropy of the seen reward, log 2 for balanced ones; gaussian: falls", "rises: lower denoiser.learning_rate"),
     # completions
     "completions/mean_length": _D("tokens the policy chose, mean over responses", "steady", "rises without clean reward: length hacking"),
     "completions/max_length": _D("longest response, tokens", "below max_completion_length", "always the limit: raise it"),

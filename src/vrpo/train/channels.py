@@ -8,6 +8,7 @@ Their parameters are given or learned with the denoiser's model; `low` and `high
 right response stands, for flips rho+ and 1 - rho-.
 """
 
+import math
 from typing import Any, final
 
 import torch
@@ -192,14 +193,15 @@ class GaussianChannel(nn.Module):
         return float(low.detach()), float(high.detach())
 
     def metrics(self, batch: Batch) -> Metrics:
-        """The two levels and the noise's standard deviation, and what the nuisance moves in these responses, in the reward's units."""
+        """The two levels and the noise's standard deviation, and what the nuisance moves in these responses, in the reward's units; NaN
+        before the channel has started."""
         low, high, std = (float(x.detach()) for x in self.parameters_in_force())
         found = {"denoiser/low": low, "denoiser/high": high, "denoiser/std": std}
         if self.nuisance != "none":
             found["denoiser/per_token"] = float(self.per_token().detach())
         if self.tokens is not None:
             found["denoiser/dearest_token"] = self.pays_for(batch, 1)[0][1]
-        return found
+        return found if self.started else dict.fromkeys(found, math.nan)
 
 
 Channel = FlipChannel | GaussianChannel
