@@ -73,6 +73,16 @@ def message(changes: dict) -> str:
             {"denoiser": {"capacity": 6}, "rollout": {"num_generations": 8}},
             ["denoiser.capacity=6", "num_generations=8", "replay: 0"],
         ),
+        (
+            {"denoiser": {"replay": 3, "capacity": 700}, "train": {"completions_per_step": 256}},
+            ["denoiser.replay=3", "768 past responses", "denoiser.capacity=700", "to 768 or more"],
+        ),
+        (
+            {"algorithm": {"type": "ppo", "kl_coef": 0.1, "kl_horizon": 99}},
+            ["kl_horizon=99", "set kl_target"],
+        ),
+        ({"train": {"threads": 100_000}}, ["train.threads=100000", "1024"]),
+        ({"rewards": {"functions": [{"type": "math", "concurrency": 4}]}}, ["concurrency", "type: function"]),
         ({"denoiser": {"nuisance": "length"}}, ["nuisance=length", "channel: gaussian"]),
         ({"critic": {"features": "belief"}}, ["features=belief", "denoiser", "uncertainty"]),
         (
@@ -235,7 +245,25 @@ def test_the_saved_config_is_the_config():
         assert build(Config, yaml.safe_load(to_yaml(config))) == config
 
 
-@pytest.mark.parametrize("text", ["1e5", "-2E-3", "1.5e3", "true", "null", "12", "0x1f", "1_000"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1e5",
+        "-2E-3",
+        "1.5e3",
+        "true",
+        "null",
+        "12",
+        "0x1f",
+        "1_000",
+        "-.",
+        "+.",
+        "-.5",
+        "+.5e+3",
+        "010",
+        "1:30",
+    ],
+)
 def test_text_that_looks_like_a_number_comes_back_as_text(tmp_path, text):
     data = {
         "model": {"path": text},

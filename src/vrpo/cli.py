@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help=__doc__,
 )
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 120)
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 """Base of typer's errors about the command line itself, which it exports under no name of its own."""
@@ -75,8 +75,13 @@ def train_command(  # noqa: PLR0917 (typer reads the options off the parameters)
     if dry_run:
         from vrpo.train.preflight import check_files
 
+        if resume or checkpoint is not None or allow_changes:
+            raise ConfigError(
+                "--dry-run checks a configuration, not what a run goes on from; leave --resume, --checkpoint and --allow-changes out"
+            )
+
         check_files(settings)
-        console.print(to_yaml(settings), markup=False)
+        console.print(to_yaml(settings), markup=False, soft_wrap=True)
         _print_batch_plan(settings)
         console.print("dry run: the configuration is valid; nothing was trained")
         return
@@ -113,10 +118,11 @@ def eval_command(  # noqa: PLR0917 (typer reads the options off the parameters)
     ] = None,
 ) -> None:
     """Clean accuracy of a checkpoint or model on held-out prompts."""
+    from vrpo.train.files import check_output_file
     from vrpo.train.target import open_target, write_completions
 
-    if completions is not None and not completions.parent.is_dir():
-        raise ConfigError(f"--completions: there is no folder {str(completions.parent)!r}; make it first")
+    if completions is not None:
+        check_output_file("--completions", completions)
     opened = open_target(target, config_path=config, overrides=set_ or [], step=checkpoint, denoiser=denoiser)
     result = opened.evaluate()
     several = result.samples > 1
@@ -200,17 +206,14 @@ def report_command(
 ) -> None:
     """Curves, warnings and what the critic saw of one or several runs, as one HTML page that needs no network."""
     from vrpo.report import write_report
+    from vrpo.train.files import check_output_file
 
     if out is None and len(runs) > 1:
         raise ConfigError(
             f"{len(runs)} runs and no --out; say which file to write, such as --out report.html"
         )
-    if out is not None and not out.parent.is_dir():
-        raise ConfigError(f"--out: there is no folder {str(out.parent)!r}; make it first")
-    if out is not None and out.is_dir():
-        raise ConfigError(
-            f"--out: {str(out)!r} is a folder; give a file such as {str(out / 'report.html')!r}"
-        )
+    if out is not None:
+        check_output_file("--out", out)
     page = out or runs[0] / "report.html"
     write_report(runs, page)
     console.print(f"page: {page}", markup=False)
@@ -360,6 +363,7 @@ def _fail(message: str, status: Any) -> NoReturn:
 
 
 def _recipe_name(config: Path) -> str:
+    config = config.resolve()  # "." has no name
     if config.name in {"config.yaml", "study.yaml"} and config.parent.name:
         return config.parent.name
     return config.name if config.is_dir() else config.stem

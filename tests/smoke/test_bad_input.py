@@ -22,6 +22,7 @@ from vrpo.errors import INPUT_ERRORS, ConfigError, ModelError
 from vrpo.models import load_tokenizer
 from vrpo.train.api import _check_arguments
 from vrpo.train.progress import Quiet
+from vrpo.train.target import open_target
 
 TINY = Path(vrpo.__file__).parent / "assets" / "tiny"
 BASE = {
@@ -111,6 +112,45 @@ FILES = {
 def test_a_wrong_file(capsys, tmp_path, text, part):
     (tmp_path / "c.yaml").write_text(text)
     assert part in refused(capsys, "train", str(tmp_path / "c.yaml"), "--dry-run")
+
+
+@pytest.mark.parametrize("name", ["vrpo:foo", ""])
+def test_a_model_that_is_not_there_is_found_without_loading_it(capsys, tmp_path, name):
+    error = refused(capsys, "train", write(tmp_path / "c.yaml"), "--dry-run", "--set", f"model.path={name!r}")
+    assert "model.path" in error and ("vrpo:tiny" in error or not name)
+
+
+@pytest.mark.parametrize("option", [["--resume"], ["--checkpoint", "99"], ["--allow-changes"]])
+def test_a_dry_run_goes_on_from_nothing(capsys, tmp_path, option):
+    assert "--dry-run" in refused(capsys, "train", write(tmp_path / "c.yaml"), "--dry-run", *option)
+
+
+def test_a_dry_run_prints_the_configuration_as_it_is(capsys, tmp_path):
+    texts = [":cat:", "x" * 150]
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", write(tmp_path / "c.yaml"), "--dry-run", "--set", f"rollout.stop={texts}"])
+    shown, _, _ = capsys.readouterr().out.partition("prompts x")
+    assert yaml.safe_load(shown.rpartition("\n")[0])["rollout"]["stop"] == texts
+
+
+@pytest.mark.parametrize("name", ["", "a folder"])
+def test_completions_that_can_be_no_file_are_refused_before_the_evaluation(capsys, tmp_path, name):
+    (tmp_path / "a folder").mkdir()
+    where = str(tmp_path / name) if name else ""
+    assert "give a file" in refused(capsys, "eval", "vrpo:tiny", "--completions", where)
+
+
+def test_another_model_is_not_evaluated_by_a_setting(tmp_path):
+    config = Path(write(tmp_path / "c.yaml"))
+    with pytest.raises(ConfigError, match=r"model\.path=vrpo:minus would not be evaluated, vrpo:tiny is"):
+        open_target("vrpo:tiny", config_path=config, overrides=["model.path=vrpo:minus"])
+
+
+def test_entropy_is_that_of_the_distribution_drawn_from(tmp_path):
+    config = Path(write(tmp_path / "c.yaml"))
+    settings = ["rollout.top_k=1", "train.eval_prompts=4"]
+    result = open_target("vrpo:tiny", config_path=config, overrides=settings).evaluate()
+    assert result.entropy == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_file_name_that_no_file_can_have(capsys):

@@ -41,7 +41,7 @@ from vrpo.study.kept import run as kept
 from vrpo.study.page import write_page
 from vrpo.study.record import record, write_record
 from vrpo.study.report import Study, write_report
-from vrpo.study.results import Row, area_under_curve, collect, compare, summary
+from vrpo.study.results import Row, area_under_curve, cell_numbers, collect, compare, summary
 from vrpo.study.run import _method_by_method
 from vrpo.study.runner import TAIL, Failure, StudyError, _last_line, run_cells
 from vrpo.study.sharpness import Sampled, accuracy_at, common_entropy, initial_model, measure
@@ -139,11 +139,24 @@ def test_a_seed_override_may_not_make_all_seeds_the_same(write):
         ({"methods": {"PPO": {"type": "ppo"}}}, r"^methods\.PPO=\{'type': 'ppo'\}: .*`PPO: \{algorithm: ppo"),
         ({"methods": {"_PPO": {}}}, r"^methods\._PPO: figures leave names out that begin with an underscore"),
         ({"noise": {}}, r"^noise is required; add it: `noise: \{as it is: \{\}\}`"),
+        ({"methods": {"A": {"train": None}}}, r"^method A: train=None holds no settings"),
+        ({"noise": {"n": {"train": {"seed": 5}}}}, r"noise n: train\.seed=5 is the study's to set"),
+        (
+            {"methods": {"A" * 300: {"algorithm": "grpo", "critic": None}}},
+            r"make a folder name of 3\d\d bytes",
+        ),
     ],
 )
 def test_a_mistake_is_found_before_the_first_run(write, changes, part):
     with pytest.raises(ConfigError, match=part):
         read_study(write(**changes), [])
+
+
+def test_an_empty_train_in_the_base_is_no_place_for_defaults(write):
+    folder = write()
+    (folder / "base.yaml").write_text(yaml.safe_dump(BASE | {"train": None}))
+    with pytest.raises(ConfigError, match="train=None holds no settings"):
+        read_study(folder, [])
 
 
 def test_a_missing_noise_and_the_file_of_one_run_are_told_apart(write):
@@ -653,6 +666,31 @@ def test_a_record_in_no_folder_is_refused_before_the_first_run(write, tmp_path, 
     assert "nowhere" in " ".join(capsys.readouterr().err.split()) and not out.exists()
 
 
+@pytest.mark.parametrize("name", ["", "a folder"])
+def test_a_record_that_can_be_no_file_is_refused_before_the_first_run(write, tmp_path, capsys, name):
+    (tmp_path / "a folder").mkdir()
+    record = str(tmp_path / name) if name else ""
+    with pytest.raises(SystemExit, match="2"):
+        main(["study", str(write()), "--out", str(tmp_path / "out"), "--record", record])
+    assert "is a folder; give a file" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["summary.json", "study.html"])
+def test_what_is_no_studys_is_not_replaced(write, tmp_path, capsys, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("{}")
+    with pytest.raises(SystemExit, match="2"):
+        main(["study", str(write()), "--out", str(out), "--report-only"])
+    assert f"{name} is no study's" in capsys.readouterr().err and (out / name).read_text() == "{}"
+
+
+def test_a_damaged_file_of_a_cell_is_one_line(tmp_path):
+    (tmp_path / "summary.json").write_text('{"clean_acc')
+    with pytest.raises(CheckpointError, match=r"summary\.json is missing or damaged"):
+        cell_numbers(tmp_path)
+
+
 def row_of(method: str, finals: list[float]) -> Row:
     values = {name: tuple(finals) for name in ("final_greedy", "final_sampled")}
     return Row(
@@ -716,7 +754,7 @@ def test_shares_kept_are_refused_for_records_that_do_not_go_together(tmp_path, c
     assert kept([noisy, record_of(tmp_path / "third.json", GRPO=[0.4, 0.5, 0.5])]) == 2
     assert capsys.readouterr().err.startswith("one record is of VRPO, PPO, the other of GRPO; ")
     assert kept([noisy, str(tmp_path / "none.json")]) == 2
-    assert "two records of `vrpo study --record FILE` are needed" in capsys.readouterr().err
+    assert "none.json: FileNotFoundError" in capsys.readouterr().err
 
 
 def test_a_method_that_gained_nothing_has_no_share_and_is_told(tmp_path, capsys):

@@ -362,7 +362,9 @@ def test_an_adapter_on_fewer_layers_comes_back_on_as_many(tokenizer, tmp_path):
         again = Critic.from_pretrained(tmp_path / "critic", policy, told)
         assert len(again.features.layers) == 1
         assert torch.equal(values(again, INPUT_IDS, ATTENTION), values(critic, INPUT_IDS, ATTENTION))
-    with pytest.raises(ModelError, match=r"layers=2 cannot shorten"):
+    with pytest.raises(
+        ModelError, match=r"critic\.layers=2, but the head in .* of layer 1; set critic\.layers: 1 or null"
+    ):
         Critic.from_pretrained(tmp_path / "critic", policy, PLAIN.model_copy(update={"layers": 2}))
 
 

@@ -83,6 +83,10 @@ class PpoConfig(Strict):
                 f"kl_target={self.kl_target} with kl_coef=0.0 steers nothing, since 0 times anything is 0; set kl_coef to the "
                 "weight to start with, such as 0.05"
             )
+        if self.kl_target is None and self.kl_horizon != type(self).model_fields["kl_horizon"].default:
+            raise ValueError(
+                f"kl_horizon={self.kl_horizon} is how slowly kl_target is followed, and there is none; set kl_target, or leave it out"
+            )
         return self
 
 

@@ -295,7 +295,9 @@ def _in_yaml_words(message: str) -> str:
 
 OTHER_NUMBERS = {
     "tag:yaml.org,2002:int": re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$"),
-    "tag:yaml.org,2002:float": re.compile(r"^[-+]?(?:[0-9][0-9_]*)?\.[0-9_]*(?:[eE][-+][0-9]+)?$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+][0-9]+)?$"
+    ),
 }
 """YAML tag -> how its numbers look here."""
 
@@ -331,6 +333,11 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
+
+# text is quoted if any reader takes it for something else, ours or one of YAML 1.1
+for _first, _resolvers in _Loader.yaml_implicit_resolvers.items():
+    for _tag, _pattern in _resolvers:
+        _Dumper.add_implicit_resolver(_tag, _pattern, [_first])
 
 for _style in (_Loader, _Dumper):
     _style.add_implicit_resolver(

@@ -42,8 +42,6 @@ class CallConfig(Strict):
     """Seconds a call may take: one for all responses of a step, and one for each response asked again. null: no limit."""
     retries: int = Field(0, ge=0)
     """How often a response whose verdict failed is asked again, after all have been asked."""
-    concurrency: int | None = Field(None, ge=1)
-    """Async functions only: call once per response, with lists of one, at most this many at a time. null: one call for all."""
     on_error: Literal["mask", "raise"] = "mask"
     """A response whose verdict failed in the end: it has no reward (`mask`), or the run stops (`raise`)."""
     memory_limit: float | None = Field(None, gt=0.0)
@@ -75,7 +73,14 @@ class MathReward(CallConfig):
     up by itself, except inside one huge power. null: no limit."""
 
 
-class FunctionReward(CallConfig):
+class FunctionCallConfig(CallConfig):
+    """The same of a user's function, which may be async."""
+
+    concurrency: int | None = Field(None, ge=1)
+    """Async functions only: call once per response, with lists of one, at most this many at a time. null: one call for all."""
+
+
+class FunctionReward(FunctionCallConfig):
     """A Python function with TRL's signature: f(prompts, completions, **columns) -> list[float | None]."""
 
     type: Literal["function"] = "function"

@@ -62,6 +62,10 @@ class RolloutConfig(Strict):
     false: launch every kernel by itself, which takes nine times as long (135 M parameters) and gives that memory back."""
 
 
+MOST_THREADS = 1024
+"""torch does not refuse more, it crashes."""
+
+
 class TrainConfig(Strict):
     """The loop: how much data a step has, how it is split, and how often what happens."""
 
@@ -107,7 +111,7 @@ class TrainConfig(Strict):
     """Steps between checkpoints; 0: only at the end."""
     keep_checkpoints: int | None = Field(3, ge=1)
     """Newest checkpoints that are kept; older ones are deleted. null: all."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=MOST_THREADS)
     """CPU threads of torch. null: leave them as they are."""
 
 
@@ -171,6 +175,12 @@ class Config(Strict):
             raise ValueError(
                 f"denoiser.capacity={self.denoiser.capacity} cannot hold the rollout.num_generations={group} responses to one prompt, which "
                 f"leave the replay together; set denoiser.capacity to {group} or more, or denoiser.replay: 0"
+            )
+        past = 0 if self.denoiser is None else self.denoiser.replay * self.train.completions_per_step
+        if self.denoiser is not None and self.denoiser.capacity < past:
+            raise ValueError(
+                f"denoiser.replay={self.denoiser.replay} reads {past} past responses a step, and denoiser.capacity={self.denoiser.capacity} "
+                f"keeps fewer; set denoiser.capacity to {past} or more, or a lower denoiser.replay"
             )
         return self
 
@@ -306,5 +316,5 @@ class SftConfig(Strict):
     sft: SftSettings = SftSettings()
     seed: int = Field(0, ge=0)
     """Root of the order of the examples and of the evaluations' draws."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=MOST_THREADS)
     """CPU threads of torch. null: leave them as they are."""

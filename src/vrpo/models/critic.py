@@ -116,12 +116,14 @@ class Critic(nn.Module):
             return cls._borrowing(policy, config, seed)
         folder = None if config.path is None else Path(resolve_path(config.path))
         saved = folder if folder is not None and (folder / HEAD_SETTINGS).is_file() else None
-        if config.path is not None:
-            backbone, adapter = load_backbone(
-                config.path,
-                trust_remote_code=trust_remote_code,
-                layers=None if saved is None else _saved_settings(saved).get("layers"),
+        layers = None if saved is None else _saved_settings(saved).get("layers")
+        if None not in (layers, config.layers) and layers != config.layers:
+            raise ModelError(
+                f"critic.layers={config.layers}, but the head in {str(saved)!r} was trained on the states of layer {layers}; set "
+                f"critic.layers: {layers} or null"
             )
+        if config.path is not None:
+            backbone, adapter = load_backbone(config.path, trust_remote_code=trust_remote_code, layers=layers)
             if adapter:
                 check_rank(backbone, lora, config.path)
         elif policy.base_is_initial and lora is None:

@@ -105,6 +105,7 @@ def _function(config: RewardFunctionConfig) -> NamedFunction:
     if isinstance(config, CallConfig):
         how = config.model_dump(include=set(CallConfig.model_fields))
     if isinstance(config, FunctionReward):
+        how["concurrency"] = config.concurrency
         return named(load_function(config.file, config.name), weight=config.weight, name=config.name, **how)
     return named(Builtin(config), weight=config.weight, name=config.type, needs=(config.column,), **how)
 

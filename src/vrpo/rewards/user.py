@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from vrpo.config.load import explain_validation
-from vrpo.config.rewards import CallConfig, FunctionReward, HttpReward
+from vrpo.config.rewards import CallConfig, FunctionCallConfig, FunctionReward, HttpReward
 from vrpo.errors import ConfigError, RewardError
 from vrpo.rewards.http import HttpJudge
 from vrpo.rewards.isolation import InThread, InWorker, Isolation
@@ -102,7 +102,7 @@ def named(
         ConfigError: what was given cannot be called, or not in this way.
     """
     try:
-        how = CallConfig(
+        how = FunctionCallConfig(
             isolation=isolation,
             timeout=timeout,
             retries=retries,
@@ -111,7 +111,7 @@ def named(
             memory_limit=memory_limit,
         )
     except ValidationError as error:
-        raise ConfigError(explain_validation(CallConfig, error)) from error
+        raise ConfigError(explain_validation(FunctionCallConfig, error)) from error
     if not callable(function):
         raise ConfigError(f"reward function {function!r:.60} is not callable; pass a function")
     if not isinstance(weight, Real) or not math.isfinite(weight):

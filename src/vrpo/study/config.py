@@ -1,5 +1,6 @@
 """`STUDY.yaml`: which cells a study has."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,9 @@ ENTRIES = {
     "noise": "{rewards: {noise: {type: flip, false_negative: 0.3}}}",
 }
 """Sections of a study with one entry a name -> what such an entry may look like."""
+
+MAX_FOLDER_NAME = 200
+"""Bytes of a cell's folder name; file systems take 255, temporary names included."""
 
 
 class StudyConfig(Strict):
@@ -77,6 +81,12 @@ def read_study(path: Path, overrides: list[str]) -> tuple[StudyConfig, list[Cell
     apply_overrides({}, overrides)  # what is no KEY=VALUE is no method's mistake
     cells = list(_cells(study, base, overrides))
     folders = [cell.folder for cell in cells]
+    longest = max(cells, key=lambda cell: len(os.fsencode(cell.folder)))
+    if len(os.fsencode(longest.folder)) > MAX_FOLDER_NAME:
+        raise ConfigError(
+            f"method {longest.method!r:.40} and noise {longest.noise!r:.40} make a folder name of {len(os.fsencode(longest.folder))} "
+            f"bytes; use names that make at most {MAX_FOLDER_NAME}"
+        )
     twice = {name for name in folders if folders.count(name) > 1}
     if twice:
         raise ConfigError(
@@ -112,6 +122,15 @@ def _cells(study: StudyConfig, base: dict[str, Any], overrides: list[str]) -> It
 def _config(
     base: dict[str, Any], seed: int, overrides: list[str], method: dict[str, Any], noise: dict[str, Any]
 ) -> Config:
+    for settings in (base, method, noise):
+        # the seed would make a section of it, and defaults of what the base has set
+        if not isinstance(train := settings.get("train", {}), dict):
+            raise ConfigError(f"train={_short(train)} holds no settings; write some, or leave `train` out")
+    for settings in (method, noise):
+        if "seed" in settings.get("train", {}):
+            raise ConfigError(
+                f"train.seed={_short(settings['train']['seed'])} is the study's to set, one for each of its `seeds`; write it there"
+            )
     data: dict[str, Any] = {}
     for settings in (base, method, noise, {"train": {"seed": seed}}):
         data = merge(data, spelled_out(settings))

@@ -79,7 +79,10 @@ def run(arguments: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return 2
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        print(f"{error!r}: two records of `vrpo study --record FILE` are needed", file=sys.stderr)
+        print(
+            f"{' '.join(arguments)}: {error!r}; give two records of `vrpo study --record FILE`",
+            file=sys.stderr,
+        )
         return 2
     return 0
 

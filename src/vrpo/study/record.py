@@ -11,7 +11,7 @@ from typing import Any
 from vrpo.study.config import Cell
 from vrpo.study.results import COMPARED, Row, compare
 from vrpo.study.statistics import Estimate
-from vrpo.train.files import replace_file
+from vrpo.train.files import read_json, replace_file
 
 DIGITS = 4
 MACHINE = ("platform", "cpus", "torch_threads", "gpu", "python")
@@ -66,7 +66,7 @@ def write_record(
 
 
 def _environment(out: Path, cell: Cell) -> dict[str, Any]:
-    return json.loads((out / cell.folder / "environment.json").read_text(encoding="utf-8"))
+    return dict(read_json(out / cell.folder / "environment.json"))
 
 
 def _row(row: Row) -> dict[str, Any]:

@@ -37,8 +37,6 @@ def write_report(study: Study, *, record_to: Path | None) -> list[Plain]:
     """
     rows = collect(study.cells, study.out, study.curves)
     RunFolder(study.out).write_json("summary.json", summary(rows, seconds=study.seconds))
-    if record_to is not None:
-        write_record(record_to, study.cells, rows, study.out, command=study.command, jobs=study.settings.jobs)
     further: list[Plain] = []
     if len({cell.method for cell in study.cells}) > 1 and len({cell.seed for cell in study.cells}) > 1:
         compared = comparison_table(rows)
@@ -49,4 +47,6 @@ def write_report(study: Study, *, record_to: Path | None) -> list[Plain]:
     page = study.out / "study.html"
     tables = [results_table(rows), *further]
     write_page(page, title=study.title, tables=tables, figures=figures, cells=study.cells)
+    if record_to is not None:
+        write_record(record_to, study.cells, rows, study.out, command=study.command, jobs=study.settings.jobs)
     return [results_table(rows, ON_A_TERMINAL), *further]

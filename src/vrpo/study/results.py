@@ -1,6 +1,5 @@
 """From the cells' run folders to numbers over seeds: one row per method and noise, and comparisons with the first method."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -18,6 +17,7 @@ from vrpo.study.statistics import (
     paired_difference,
     probability_of_improvement,
 )
+from vrpo.train.files import read_json
 from vrpo.train.folder import RunFolder
 
 Numbers = dict[str, float | None]
@@ -61,7 +61,7 @@ class Comparison:
 
 def cell_numbers(folder: Path) -> Numbers:
     """The numbers of one finished run that a study compares."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary = read_json(folder / "summary.json")
     accuracy = summary["clean_accuracy"]
     return {
         "first_greedy": accuracy["first"]["greedy"],

@@ -13,6 +13,7 @@ from vrpo.study.report import Study, write_report
 from vrpo.study.runner import StudyError, finished, run_cells
 from vrpo.study.sharpness import measure, measure_cell
 from vrpo.study.tables import to_rich
+from vrpo.train.files import check_output_file, read_json
 from vrpo.train.preflight import check_files
 
 
@@ -43,12 +44,13 @@ def run_study(
         StudyError: cells failed; the others are reported on before.
         StorageError: the disk is full, or cannot be written.
     """
-    if record_to is not None and not record_to.parent.is_dir():
-        raise ConfigError(f"--record: there is no folder {str(record_to.parent)!r}; make it first")
+    if record_to is not None:
+        check_output_file("--record", record_to)
     if (out / "run.json").is_file():
         raise CheckpointError(
             f"{out} holds a run, whose summary the study's would replace; choose another --out"
         )
+    _check_reports(out)
     started = time.perf_counter()
     settings, cells = read_study(path, overrides)
     failures = []
@@ -75,6 +77,16 @@ def run_study(
         _report(study, record_to=record_to, console=console)
     if failures:
         raise StudyError.of(failures, whole=len(cells))
+
+
+def _check_reports(out: Path) -> None:
+    """CheckpointError where the study's page or numbers would replace those of somebody else."""
+    numbers, page = out / "summary.json", out / "study.html"
+    ours = "rows" in read_json(numbers) if numbers.is_file() else not page.exists()
+    if not ours:
+        raise CheckpointError(
+            f"{numbers if numbers.exists() else page} is no study's, and would be replaced; choose another --out"
+        )
 
 
 def _check_files(cell: Cell) -> None:

@@ -17,7 +17,7 @@ from rich.progress import track
 from vrpo.errors import CheckpointError
 from vrpo.models import Policy, load_policy
 from vrpo.study.config import Cell
-from vrpo.train.files import replace_file
+from vrpo.train.files import read_json, replace_file
 from vrpo.train.target import Target, open_target
 
 SAMPLES = 4
@@ -66,7 +66,7 @@ def measure_cell(folder: Path, temperatures: Iterable[float]) -> Curve:
         CheckpointError: a temperature is missing, and so is the policy: the study does not keep checkpoints.
     """
     path = folder / FILE
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    kept = read_json(path) if path.exists() else []
     known = {one["temperature"]: Sampled(**one) for one in kept}
     wanted = sorted(set(temperatures), reverse=True)
     if missing := [t for t in wanted if t not in known]:

@@ -81,7 +81,7 @@ def _best_of(scored: Sequence[ScoredRollout]) -> float:
 def _entropy(scored: Sequence[ScoredRollout]) -> float:
     """Without bias: a token's -log pi is expected to be the entropy of the distribution it was drawn from."""
     rollouts = [s.rollout for s in scored]
-    nats = -sum(float(r.policy_logprobs.sum(dtype=np.float64)) for r in rollouts)
+    nats = -sum(float(r.logprobs.sum(dtype=np.float64)) for r in rollouts)
     return nats / sum(r.num_actions for r in rollouts)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from vrpo.errors import CheckpointError, StorageError
+from vrpo.errors import CheckpointError, ConfigError, StorageError
 
 WRONG_PLACE = frozenset(
     {errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS}
@@ -55,6 +55,32 @@ def replace_file(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
             raise
     flush_folder(path.parent)
+
+
+def check_output_file(option: str, path: Path) -> None:
+    """What can be said before the work that a file is for.
+
+    Raises:
+        ConfigError: `path` can be no file, or its folder does not exist.
+    """
+    if path.is_dir():  # also of "", such as of a variable that is not set
+        raise ConfigError(f"{option}: {str(path)!r} is a folder; give a file in it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{option}: there is no folder {str(path.parent)!r}; make it first")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a run folder holds.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is missing or damaged ({error}); remove its folder and run it anew"
+        ) from error
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What can be checked about a configuration's files without loading a model. Imports no torch."""
 
+from importlib.resources import files
 from pathlib import Path
 
 from vrpo.config import Config
@@ -21,8 +22,14 @@ def check_files(config: Config) -> None:
         )
     critic_path = config.critic.path if config.critic is not None else None
     for key, path in (("model.path", config.model.path), ("critic.path", critic_path)):
+        if path is not None and path.startswith("vrpo:") and path not in _packaged():
+            raise ModelError(
+                f"{key}={path!r} is not in the package; packaged models are {', '.join(_packaged())}"
+            )
         if path is not None and looks_local(path) and not _is_dir(path):
             raise ModelError(f"{key}={path!r}: there is no such folder; give a model folder or a hub name")
+    if not config.model.path:
+        raise ModelError("model.path is empty; give a model folder or a hub name")
     for function in (*config.rewards.functions, *config.rewards.gold):
         if isinstance(function, FunctionReward) and not _is_file(function.file):
             raise ConfigError(
@@ -34,6 +41,10 @@ def check_files(config: Config) -> None:
                 raise DataError(
                     f"{key}={name!r}: there is no such file; the path is relative to the working directory"
                 )
+
+
+def _packaged() -> list[str]:
+    return sorted(f"vrpo:{entry.name}" for entry in (files("vrpo") / "assets").iterdir())
 
 
 def looks_local(path: str) -> bool:

@@ -112,7 +112,13 @@ def open_target(
         raise ConfigError(
             f"{target!r} is no run folder; add --config CONFIG to say which task to evaluate the model on"
         )
-    data = apply_overrides(read_yaml(config_path or folder), list(overrides))
+    data = read_yaml(config_path or folder)
+    named = _model_of(data)
+    data = apply_overrides(data, list(overrides))
+    if _model_of(data) != named:
+        raise ConfigError(
+            f"--set model.path={_model_of(data)} would not be evaluated, {target} is; give it as RUN|MODEL, with --config"
+        )
     config = build(Config, data)
     if config.model is None or config.task is None or not config.rewards.functions:
         raise ConfigError(
@@ -126,6 +132,11 @@ def open_target(
     rewards = build_rewards(config.rewards.model_copy(update={"noise": ()}), seed=config.train.seed)
     check_fit(task, policy, rewards, max_completion_length=config.rollout.max_completion_length)
     return Target(policy=policy, tokenizer=tokenizer, task=task, rewards=rewards, config=config, step=found)
+
+
+def _model_of(data: dict[Any, Any]) -> object:
+    model = data.get("model")
+    return model.get("path") if isinstance(model, dict) else model
 
 
 def _step_of(folder: Path, step: int | str | None) -> int:
