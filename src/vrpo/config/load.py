@@ -288,7 +288,12 @@ def _short(value: object, *, limit: int = 60) -> str:
 
 def _in_yaml_words(message: str) -> str:
     """Pydantic speaks of Python's types; a YAML file has lists and sections."""
-    message = message.replace("a valid tuple", "a list")
+    message = (
+        message.replace("a valid tuple", "a list")
+        .replace("tuple should", "list should")
+        .replace("dictionary should", "section should")
+    )
+    message = message.replace(" after validation", "").replace(" or object to extract fields from", "")
     message = re.sub(r"a valid dictionary( or instance of \w+)?", "a section", message)
     return message[:1].lower() + message[1:]
 

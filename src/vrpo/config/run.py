@@ -152,8 +152,9 @@ class Config(Strict):
             a, b = self._at(small), self._at(large)
             holds_all = small == "train.microbatch" and a >= b
             if b % a and not holds_all:
+                divisor = max(n for n in range(1, a + 1) if b % n == 0)
                 raise ValueError(
-                    f"{large}={b} is not a multiple of {small}={a}; use {large}={-(-b // a) * a} or another {small}"
+                    f"{large}={b} is not a multiple of {small}={a}; use {small}={divisor}, or {large}={-(-b // a) * a}"
                 )
         return self
 
