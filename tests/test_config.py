@@ -438,6 +438,17 @@ def test_a_name_that_stands_elsewhere_is_no_misspelling_of_one_here():
         build(Config, BASE | {"rewards": {"functions": "judge.py"}})
 
 
+def test_a_warm_up_that_never_ends_is_told_of():
+    train = {"steps": 30, "lr_warmup_steps": 40, "learning_rate": 1e-6}
+    config = build(Config, BASE | {"algorithm": "vrpo", "critic": {"warmup_steps": 10}, "train": train})
+    (line,) = notes(config, prompts=10**6)
+    assert "more than the policy's 20 steps: its rate ends at 50% of" in line
+    config = build(
+        Config, BASE | {"algorithm": "grpo", "critic": None, "train": train | {"lr_warmup_steps": 30}}
+    )
+    assert not notes(config, prompts=10**6)
+
+
 def test_a_denoiser_on_few_prompts_is_told_of():
     config = build(Config, BASE | {"denoiser": {}, "train": {"steps": 200, "completions_per_step": 256}})
     prompts = 200 * 256 // config.rollout.num_generations

@@ -13,7 +13,7 @@ def notes(config: Config, *, prompts: int) -> list[str]:
         config: of the run.
         prompts: how many it trains on.
     """
-    return [*_slow_critic(config), *_prompts_by_heart(config, prompts)]
+    return [*_slow_critic(config), *_never_warm(config), *_prompts_by_heart(config, prompts)]
 
 
 def _slow_critic(config: Config) -> list[str]:
@@ -23,6 +23,18 @@ def _slow_critic(config: Config) -> list[str]:
     return [
         f"note: critic.learning_rate={config.critic.learning_rate:g} is below train.learning_rate={config.train.learning_rate:g}; a critic "
         "that learns more slowly than the policy explains little: in the recipes it has two to five times the policy's rate"
+    ]
+
+
+def _never_warm(config: Config) -> list[str]:
+    """A line where the policy's learning rate never reaches its peak."""
+    train = config.train
+    steps = train.steps - (config.critic.warmup_steps if config.critic is not None else 0)
+    if steps < 1 or train.lr_warmup_steps <= steps:
+        return []
+    return [
+        f"note: train.lr_warmup_steps={train.lr_warmup_steps} is more than the policy's {steps} steps: its rate ends at "
+        f"{steps / train.lr_warmup_steps:.0%} of train.learning_rate, and train.lr_schedule does nothing"
     ]
 
 
