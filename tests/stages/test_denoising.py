@@ -1,5 +1,6 @@
 """The terminal denoiser: what it believes, what it learns from, and that it comes back from a checkpoint."""
 
+import math
 from dataclasses import replace
 
 import pytest
