@@ -363,7 +363,7 @@ def _fail(message: str, status: Any) -> NoReturn:
 
 
 def _recipe_name(config: Path) -> str:
-    config = config.resolve()  # "." has no name
+    config = Path(os.path.abspath(config))  # "." has no name; a link keeps its own
     if config.name in {"config.yaml", "study.yaml"} and config.parent.name:
         return config.parent.name
     return config.name if config.is_dir() else config.stem

@@ -675,14 +675,17 @@ def test_a_record_that_can_be_no_file_is_refused_before_the_first_run(write, tmp
     assert "is a folder; give a file" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["summary.json", "study.html"])
-def test_what_is_no_studys_is_not_replaced(write, tmp_path, capsys, name):
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("summary.json", "{}"), ("summary.json", "3"), ("summary.json", "{"), ("study.html", "{}")],
+)
+def test_what_is_no_studys_is_not_replaced(write, tmp_path, capsys, name, text):
     out = tmp_path / "out"
     out.mkdir()
-    (out / name).write_text("{}")
+    (out / name).write_text(text)
     with pytest.raises(SystemExit, match="2"):
         main(["study", str(write()), "--out", str(out), "--report-only"])
-    assert f"{name} is no study's" in capsys.readouterr().err and (out / name).read_text() == "{}"
+    assert f"{name} is no study's" in capsys.readouterr().err and (out / name).read_text() == text
 
 
 def test_a_damaged_file_of_a_cell_is_one_line(tmp_path):

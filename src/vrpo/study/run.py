@@ -1,5 +1,6 @@
 """A study from its file to its page: cells, other temperatures, report."""
 
+import json
 import shutil
 import time
 from functools import partial
@@ -13,7 +14,7 @@ from vrpo.study.report import Study, write_report
 from vrpo.study.runner import StudyError, finished, run_cells
 from vrpo.study.sharpness import measure, measure_cell
 from vrpo.study.tables import to_rich
-from vrpo.train.files import check_output_file, read_json
+from vrpo.train.files import check_output_file
 from vrpo.train.preflight import check_files
 
 
@@ -82,7 +83,13 @@ def run_study(
 def _check_reports(out: Path) -> None:
     """CheckpointError where the study's page or numbers would replace those of somebody else."""
     numbers, page = out / "summary.json", out / "study.html"
-    ours = "rows" in read_json(numbers) if numbers.is_file() else not page.exists()
+    if numbers.is_file():
+        try:
+            ours = "rows" in dict(json.loads(numbers.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):  # ours is replaced as a whole, and never damaged
+            ours = False
+    else:
+        ours = not page.exists()
     if not ours:
         raise CheckpointError(
             f"{numbers if numbers.exists() else page} is no study's, and would be replaced; choose another --out"
