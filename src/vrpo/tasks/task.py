@@ -62,7 +62,7 @@ class Task:
             train: training prompts.
             evaluation: held-out prompts.
             note: appended to `describe`, such as how many rows were dropped.
-            check_first: how many prompts of each set `check_context` looks at; None is all of them.
+            check_first: how many prompts of each set are looked at before a run, where all are alike; None is all of them.
             length_fix: what to do about a prompt that is too long; {limit} is replaced.
         """
         if not len(train):
@@ -119,7 +119,11 @@ class Task:
 
     def train_prompts(self) -> Iterator[Prompt]:
         """Every training prompt once, in row order."""
-        return (self._train[row] for row in range(self.train_size))
+        return self._first(self._train, None)
+
+    def checked_train_prompts(self) -> Iterator[Prompt]:
+        """The training prompts that are looked at before a run: all of a data set, a sample where they are generated alike."""
+        return self._first(self._train, self._check_first)
 
     def answers(self, column: str) -> tuple[Any, ...]:
         """Distinct values of `column` among the first training prompts: where wrong labels come from."""
@@ -168,10 +172,13 @@ class Task:
         return f"{self._name}: {self.train_size:,} train rows, {self.eval_size:,} held out{self._note}"
 
     def _checked(self) -> Iterator[Prompt]:
-        for prompts in (self._train, self._evaluation):
-            size = len(prompts) if self._check_first is None else min(self._check_first, len(prompts))
-            for row in range(size):
-                yield prompts[row]
+        yield from self.checked_train_prompts()
+        yield from self._first(self._evaluation, self._check_first)
+
+    @staticmethod
+    def _first(prompts: Prompts, count: int | None) -> Iterator[Prompt]:
+        size = len(prompts) if count is None else min(count, len(prompts))
+        return (prompts[row] for row in range(size))
 
 
 def _stable(columns: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """The supervised warm start: imitate a column of the task until accuracy leaves room for RL."""
 
 import json
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,6 @@ from vrpo.train.files import replace_file, storing
 from vrpo.train.fit import check_fit
 from vrpo.train.optim import adamw, set_learning_rate
 from vrpo.types import Prompt
-
-CHECKED = 100_000
-"""Rows whose target is looked at before the first step: of a file all, of a generated task, which has one everywhere, enough."""
 
 
 def sft(config: SftConfig, *, out: str | Path, console: Console | None = None) -> dict[str, Any]:
@@ -52,7 +48,7 @@ def sft(config: SftConfig, *, out: str | Path, console: Console | None = None) -
     check_fit(task, policy, rewards, max_completion_length=config.rollout.max_completion_length)
     engine = TorchEngine(policy, tokenizer, config.rollout, seed=config.seed)
     held_out = task.eval_prompts(settings.eval_prompts)
-    for prompt in islice(task.train_prompts(), CHECKED):
+    for prompt in task.checked_train_prompts():
         encode_examples([prompt], policy, settings.target_column)
     with storing(out):  # before anything is trained that could not be kept
         out.mkdir(parents=True, exist_ok=True)
