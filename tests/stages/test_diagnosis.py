@@ -657,3 +657,25 @@ def test_what_a_run_kept_for_its_errors_alone_is_no_sample(tmp_path):
     lines = [line, failed, *[failed | {"kept_for": "errors"}] * 8]
     (tmp_path / "rollouts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     assert diagnose(read_judged(tmp_path / "rollouts.jsonl")).missing == 0.5
+
+
+def test_a_judge_that_errs_on_whole_prompts_has_wider_intervals():
+    """Half of 64 prompts inverted, eight completions each: J = 0 in truth, and so inside nearly all intervals."""
+
+    def inverted(seed):
+        draw = np.random.default_rng(seed)
+        return [
+            Judged(
+                prompt_id=f"p{p}",
+                completion=f"{p} {k}",
+                length=1,
+                rewards=(float(gold != flip),),
+                gold=float(gold),
+            )
+            for p in range(64)
+            for flip in [draw.random() < 0.5]
+            for k, gold in enumerate(draw.random(8) < 0.5)
+        ]
+
+    found = [diagnose(inverted(seed)).informativeness for seed in range(40)]
+    assert sum(not j.low <= 0.0 <= j.high for j in found) <= 5

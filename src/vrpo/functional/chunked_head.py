@@ -130,6 +130,10 @@ class ChosenAndEntropy(torch.autograd.Function):
         )
 
 
+LEAST = torch.finfo(torch.float32).min
+"""In place of a forbidden token's log p of -inf, since 0 log 0 counts as 0 and not as NaN."""
+
+
 @fused
 def _reduce_logits(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """log p(token), entropy and log Z of each row."""
@@ -138,7 +142,11 @@ def _reduce_logits(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]
     log_p = logits - log_z[:, None]
     p = log_p.exp()
     # the one allocates nothing, the other can be compiled into the same kernel as all above
-    entropy = -(p * log_p).sum(dim=-1) if logits.is_cuda else -torch.linalg.vecdot(p, log_p)
+    if logits.is_cuda:
+        return logp, -(p * log_p.clamp(min=LEAST)).sum(dim=-1), log_z
+    entropy = -torch.linalg.vecdot(p, log_p)
+    if bool(entropy.isnan().any()):  # a forbidden token, or NaN in the logits, which stays
+        entropy = -torch.linalg.vecdot(p, log_p.clamp(min=LEAST))
     return logp, entropy, log_z
 
 
@@ -152,7 +160,7 @@ def _grad_logits(
     p = log_p.exp()
     grad = torch.zeros_like(p) if grad_logp is None else p * -grad_logp[:, None]
     if grad_entropy is not None:
-        grad -= p * (log_p + entropy[:, None]) * grad_entropy[:, None]
+        grad -= p * (log_p.clamp(min=LEAST) + entropy[:, None]) * grad_entropy[:, None]
     if grad_logp is not None:
         grad.scatter_add_(1, ids[:, None], grad_logp[:, None])
     return grad

@@ -192,7 +192,7 @@ class Policy(nn.Module):
                 logits = self.causal_lm(input_ids=input_ids, use_cache=False).logits
             log_probs = torch.log_softmax(logits[:, :-1][mask].float() / temperature, dim=-1)
             logp = log_probs.gather(1, targets[:, None]).squeeze(1)
-            entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
+            entropy = torch.special.entr(log_probs.exp()).sum(dim=-1)
         empty = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
         return empty.masked_scatter(mask, logp), empty.masked_scatter(mask, entropy)
 

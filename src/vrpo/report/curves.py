@@ -80,10 +80,10 @@ def draw(records: Sequence[Record]) -> str:
     rows = max(-(-len(panels) // COLUMNS), 1)
     with mpl.rc_context(STYLE):
         figure = new_figure(4.4 * COLUMNS, 2.9 * rows)
-        grid = figure.subplots(rows, COLUMNS, squeeze=False).flat
+        grid = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
         for axes, panel in zip(grid, panels, strict=False):
             _fill(axes, panel, records)
-        for axes in list(grid)[len(panels) :]:
+        for axes in grid[len(panels) :]:
             axes.set_visible(False)
         if len(records) > 1:
             _name_runs(figure, records)

@@ -54,7 +54,7 @@ class Builtin:
     def __init__(self, config: ExactReward | MathReward | ChoiceReward) -> None:
         self._config = config
 
-    def __call__(self, prompts: Any, completions: Sequence[Any], **columns: Any) -> list[Judged]:
+    def __call__(self, /, prompts: Any, completions: Sequence[Any], **columns: Any) -> list[Judged]:
         """A verdict for each completion: None where its row's answer is null, the exception where it cannot be judged."""
         return [
             self._judge(completion, {name: values[row] for name, values in columns.items()})

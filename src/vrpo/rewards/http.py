@@ -52,7 +52,7 @@ class HttpJudge:
         self._headers = headers
         self._pool = urllib3.PoolManager(maxsize=config.concurrency)
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[Any]:
+    def __call__(self, /, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[Any]:
         """The server's numbers; a `Fault` of kind http or timeout for each response of a block that has none."""
         size = self._config.batch_size
         given = {"prompts": prompts, "completions": completions} | {

@@ -94,10 +94,11 @@ class TorchEngine:
             if length == 0:
                 raise DataError(f"prompt {prompt.prompt_id!r} has no tokens; give every prompt some text")
             if context is not None and length + self.config.max_completion_length > context:
+                lower = f"lower it to {context - length}, or " if context > length else ""
                 raise ConfigError(
                     f"rollout.max_completion_length={self.config.max_completion_length} after prompt "
-                    f"{prompt.prompt_id!r} of {length} tokens exceeds the model's context of {context}; lower it to "
-                    f"{max(context - length, 0)}, or drop long prompts with task.max_prompt_tokens"
+                    f"{prompt.prompt_id!r} of {length} tokens exceeds the model's context of {context}; {lower}"
+                    "drop long prompts with task.max_prompt_tokens"
                 )
 
     def _uniforms(self, stream: str, sample_ids: Sequence[str]) -> torch.Tensor:
@@ -110,7 +111,8 @@ class TorchEngine:
         length, ending = int(decoded.lengths[row]), int(decoded.endings[row])
         chosen = decoded.token_ids[row, :length].numpy()
         stops = self._sampling.stops
-        text = stops.decode(chosen.tolist())
+        # a token that ends a response need not be one that decoding skips
+        text = stops.decode(chosen[:-1].tolist() if ending == EOS else chosen.tolist())
         stop: Stop = "length"
         if ending == EOS:
             stop = "eos"

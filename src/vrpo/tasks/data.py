@@ -132,11 +132,21 @@ def _read_file(path: Path) -> list[dict[str, Any]]:
         return [_parse_line(path, number, line) for number, line in lines if line.strip()]
 
 
+LONGEST_CELL = 2**31 - 1
+"""Characters of a CSV cell. Python's own limit of 131,072 is less than a long document has; a C long holds this everywhere."""
 _LACKING: Any = object()
 """In place of cells that a row of a CSV file does not have."""
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
+    before = csv.field_size_limit(LONGEST_CELL)
+    try:
+        return _csv_rows(path)
+    finally:
+        csv.field_size_limit(before)
+
+
+def _csv_rows(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         # strict: else a quote that nobody closes takes every row up to the next one, or to the end, into its cell
         reader = csv.DictReader(file, strict=True, restval=_LACKING)

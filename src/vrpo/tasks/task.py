@@ -151,11 +151,12 @@ class Task:
         for prompt in self._checked():
             length = len(prompt.token_ids)
             if length > limit:
-                drop = self._length_fix.format(limit=limit) + " or " if limit > 0 else ""
+                drop = self._length_fix.format(limit=limit) if limit > 0 else ""
+                lower = "lower rollout.max_completion_length" if length < max_positions else ""
                 raise DataError(
                     f"prompt {prompt.prompt_id} has {length} tokens, and with max_completion_length="
                     f"{max_completion_length} that is more than {whose} context of {max_positions}; "
-                    f"{drop}lower rollout.max_completion_length"
+                    f"{' or '.join(filter(None, (drop, lower))) or 'drop or shorten it'}"
                 )
 
     def fingerprint(self) -> str:

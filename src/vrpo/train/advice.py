@@ -55,9 +55,10 @@ def _can_anything_be_learned(found: Diagnosis) -> list[str]:
             "every completion gets the same reward: nothing can be learned; use easier or harder prompts, or a finer reward"
         ]
     if found.informativeness is not None:
-        return [_learnable("J", found.informativeness, 0.0)]
+        return [_learnable("J", found.informativeness, 0.0, "")]
     if found.auc is not None:
-        return [_learnable("AUC", found.auc, 0.5)]
+        where = " on prompts with right and wrong completions" if found.auc_of_siblings else ""
+        return [_learnable("AUC", found.auc, 0.5, where)]
     if found.gold_mean is None:
         ask = (
             "there are no gold verdicts, so the noise cannot be measured: judge some 200 completions by hand or with a stronger "
@@ -70,8 +71,8 @@ def _can_anything_be_learned(found: Diagnosis) -> list[str]:
     ]
 
 
-def _learnable(name: str, rate: Rate, nothing: float) -> str:
-    """Whether J is above 0, or AUC above 1/2."""
+def _learnable(name: str, rate: Rate, nothing: float, where: str) -> str:
+    """Whether J is above 0, or AUC above 1/2; `where` says which verdicts count."""
     is_ = f"{name} = {rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
     if rate.high <= nothing:
         return f"{is_}, surely below {nothing:g}: right completions are paid less; training would unlearn the task"
@@ -79,11 +80,11 @@ def _learnable(name: str, rate: Rate, nothing: float) -> str:
         return f"learning is possible: {is_} is above {nothing:g}"
     return (
         f"{is_} may be {nothing:g}, where nothing can be learned: from this sample it is not known whether anything can be; "
-        + _more_gold(name, rate, nothing)
+        + _more_gold(name, rate, nothing, where)
     )
 
 
-def _more_gold(name: str, rate: Rate, nothing: float) -> str:
+def _more_gold(name: str, rate: Rate, nothing: float, where: str) -> str:
     """How many verdicts would make the interval exclude `nothing` at this value; its width goes with 1 / sqrt(their number)."""
     distance = abs(rate.value - nothing)
     if distance < TOO_WEAK * (1.0 - nothing):
@@ -93,7 +94,9 @@ def _more_gold(name: str, rate: Rate, nothing: float) -> str:
         )
     towards = rate.value - rate.low if rate.value > nothing else rate.high - rate.value
     needed = math.ceil(rate.of * (towards / distance) ** 2 / 10 + 1) * 10
-    return f"about {needed} gold verdicts in all, {rate.of} so far, would tell if {name} stays as it is"
+    return (
+        f"about {needed} gold verdicts{where} in all, {rate.of} so far, would tell if {name} stays as it is"
+    )
 
 
 def _strength(found: Diagnosis) -> float | None:
@@ -152,6 +155,11 @@ def _leans(found: Diagnosis) -> bool:
     return _length_pays(found) or bool(found.keywords)
 
 
+def _undeserved(found: Diagnosis) -> str:
+    """Among equally right completions nothing deserves to be paid for; without gold it may be what is right."""
+    return "" if found.equally_right else "if they do not deserve it: "
+
+
 def _biases(found: Diagnosis) -> list[str]:
     lines = []
     among = "completions of a prompt" if not found.equally_right else "equally right completions of a prompt"
@@ -167,7 +175,7 @@ def _biases(found: Diagnosis) -> list[str]:
         lines.append(f"of {among} those with certain words are paid more or less, {paid}{deserved}")
     if _leans(found) and found.binary:
         lines.append(
-            "nothing here takes a liking out of rewards that are 0 or 1: let the judge give a score, which `channel: gaussian` can take it "
+            f"{_undeserved(found)}nothing here takes a liking out of rewards that are 0 or 1: let the judge give a score, which `channel: gaussian` can take it "
             "out of, or tell it what not to pay for; algorithm.kl_coef above 0 slows the drift towards it"
         )
     for names, correlation in found.disagreement.items():
@@ -213,8 +221,9 @@ def _remedy(found: Diagnosis) -> list[str]:
         if noisy and up is not None and down is not None:
             settings = [f"false_positive: {up.value:.2f}", f"false_negative: {down.value:.2f}"]
         gain = f"30 % flips: {_gain('flips')}"
+    start = "" if noisy or unsteady else _undeserved(found)
     lines = [
-        f"for short answers of which one is right use `denoiser: {{{', '.join([*settings, 'one_right: true', 'replay: 3'])}}}` with "
+        f"{start}for short answers of which one is right use `denoiser: {{{', '.join([*settings, 'one_right: true', 'replay: 3'])}}}` with "
         f"{LISTENING} ({gain}; learning rates: docs/guides/noise.md); `algorithm: vrpo` alone, without a denoiser, is no better than PPO"
     ]
     if found.binary and found.repeat_share == 0.0:

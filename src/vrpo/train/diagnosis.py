@@ -16,7 +16,13 @@ from itertools import combinations
 import numpy as np
 
 from vrpo.errors import DataError
-from vrpo.train.diagnosis_biases import are_short, comparable, correlation, keywords, length_correlation
+from vrpo.train.diagnosis_biases import (
+    are_short,
+    comparable,
+    correlation,
+    keywords,
+    length_correlation,
+)
 from vrpo.train.diagnosis_channel import Rate, error_rates, ranking
 
 VERDICT = "a gold verdict is 0 (wrong) or 1 (right), or null where there is none; write marks on a scale as 1 from the mark on that passes"
@@ -83,7 +89,7 @@ class Diagnosis:
     false_negative: Rate | None
     """rho- = P(reward 0 | gold 1)."""
     informativeness: Rate | None
-    """J; its interval is that of the sum of two independent rates."""
+    """J = 1 - rho+ - rho-."""
     auc: Rate | None
     """P(a right completion is paid more than a wrong one), of rewards that are not all 0 or 1."""
     auc_of_siblings: bool
@@ -170,7 +176,8 @@ def diagnose(judged: Sequence[Judged]) -> Diagnosis:
     for row, j in enumerate(known):
         groups[j.prompt_id].append(row)
     gold, no_gold = _gold(known)
-    up, down, informativeness = error_rates(rewards, gold) if binary else (None, None, None)
+    prompts = np.unique([j.prompt_id for j in known], return_inverse=True)[1]
+    up, down, informativeness = error_rates(rewards, gold, prompts) if binary else (None, None, None)
     auc, of_siblings = (None, False) if binary else ranking(rewards, gold, groups)
     several = [rows for rows in groups.values() if len(rows) > 1]
     with_gold = [rows for rows in several if not np.isnan(gold[rows]).any()]

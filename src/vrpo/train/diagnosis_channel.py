@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest, norm, rankdata
+from scipy.stats import beta, norm, rankdata
 
 from vrpo.rng import stream
 
@@ -30,23 +30,53 @@ class Rate:
     """Completions it was counted over."""
 
 
-def error_rates(rewards: np.ndarray, gold: np.ndarray) -> tuple[Rate | None, Rate | None, Rate | None]:
-    """rho+, rho- and J of 0/1 rewards, as far as there are gold 0s and gold 1s; NaN: no gold."""
-    wrong, right = rewards[gold == 0], rewards[gold == 1]
-    up = _rate(int(wrong.sum()), len(wrong)) if len(wrong) else None
-    down = _rate(int((1 - right).sum()), len(right)) if len(right) else None
+def error_rates(
+    rewards: np.ndarray, gold: np.ndarray, prompts: np.ndarray
+) -> tuple[Rate | None, Rate | None, Rate | None]:
+    """rho+, rho- and J of 0/1 rewards, as far as there are gold 0s and gold 1s; NaN: no gold.
+
+    A judge may err on all completions of a prompt, so the intervals count prompts, not completions, as independent where the errors
+    within prompts are the more alike: exact binomial ones of the effective number (Korn and Graubard 1998).
+
+    Args:
+        rewards: [N] 0 or 1.
+        gold: [N] 0, 1 or NaN.
+        prompts: [N] number of the prompt of each.
+    """
+    up, of_up = _rate(rewards == 1, gold == 0, prompts)
+    down, of_down = _rate(rewards == 0, gold == 1, prompts)
     if up is None or down is None:
         return up, down, None
     value = 1.0 - up.value - down.value
-    # each end of J is reached by the two rates together; the half-widths of independent estimates add in quadrature
+    # the half-widths of independent estimates add in quadrature; a prompt whose verdicts are inverted adds to both rates
     above = float(np.hypot(up.value - up.low, down.value - down.low))
     below = float(np.hypot(up.high - up.value, down.high - down.value))
-    return up, down, Rate(value=value, low=value - below, high=value + above, of=len(wrong) + len(right))
+    apart, together = float((of_up**2).sum() + (of_down**2).sum()), float(((of_up + of_down) ** 2).sum())
+    wider = max(together / apart, 1.0) ** 0.5 if apart > 0 else 1.0
+    return (
+        up,
+        down,
+        Rate(value=value, low=value - wider * below, high=value + wider * above, of=up.of + down.of),
+    )
 
 
-def _rate(count: int, of: int) -> Rate:
-    ends = binomtest(count, of).proportion_ci(CONFIDENCE, method="exact")
-    return Rate(value=count / of, low=float(ends.low), high=float(ends.high), of=of)
+def _rate(errs: np.ndarray, counts: np.ndarray, prompts: np.ndarray) -> tuple[Rate | None, np.ndarray]:
+    """The share of errors among what counts, and how much each prompt moves it: [prompts] sum of (error - share) / number."""
+    of = int(counts.sum())
+    if of == 0:
+        return None, np.zeros(0)
+    value = float(errs[counts].mean())
+    size = int(prompts.max()) + 1
+    moves = np.bincount(prompts[counts], (errs[counts] - value) / of, minlength=size)
+    several = len(np.unique(prompts[counts]))
+    effective = float(of)
+    if 0.0 < value < 1.0 and several > 1:
+        variance = float((moves**2).sum()) * several / (several - 1)
+        effective = min(value * (1.0 - value) / variance, effective)
+    errors, tail = value * effective, (1.0 - CONFIDENCE) / 2
+    low = float(beta.ppf(tail, errors, effective - errors + 1.0)) if value > 0.0 else 0.0
+    high = float(beta.ppf(1.0 - tail, errors + 1.0, effective - errors)) if value < 1.0 else 1.0
+    return Rate(value=value, low=low, high=high, of=of), moves
 
 
 def ranking(

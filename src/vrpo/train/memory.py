@@ -85,7 +85,7 @@ def memory_plan(config: Config, shape: ModelShape, *, prompt_tokens: int) -> Mem
     rows_of_logits = min(counted, rows_of_a_chunk(shape.vocabulary))
     learning = {
         "gradients": FP32 * max(policy_trained, critic_trained),
-        "activations of a microbatch": FP32 * tokens * _activations(config, shape, prompt_tokens),
+        "activations of a microbatch": FP32 * _activations(config, shape, prompt_tokens, tokens, counted),
         "logits of a chunk": LOGIT_COPIES * FP32 * rows_of_logits * shape.vocabulary,
         "gradient of the head": FP32 * shape.embedding,
     }
@@ -113,16 +113,20 @@ def _microbatch(config: Config, prompt_tokens: int) -> tuple[int, int]:
     return tokens, min(tokens, rows * new)
 
 
-def _activations(config: Config, shape: ModelShape, prompt_tokens: int) -> float:
-    """Numbers kept for the backward pass, per token: norms, rotary embedding, attention, gated feed-forward."""
+def _activations(
+    config: Config, shape: ModelShape, prompt_tokens: int, tokens: int, of_responses: int
+) -> float:
+    """Numbers kept for the backward pass of so many tokens: norms, rotary embedding, attention, gated feed-forward."""
     wide = 4 * shape.hidden + 4 * shape.query_width + 2 * shape.kv_width
     layer = wide + 4 * shape.feed_forward
     if config.train.activation_checkpointing:
-        return shape.hidden * shape.layers + layer
-    # a prompt's keys and values are there once more for every response that reads them
+        return tokens * (shape.hidden * shape.layers + layer)
+    # a prompt's keys and values are there once more for every response that reads them; per token of the responses
     prompt_share = prompt_tokens / config.rollout.max_completion_length
     shared = 2 * shape.kv_width + 2 * prompt_share * (shape.query_width + shape.kv_width)
-    return shape.layers * (layer + (shared if config.rollout.num_generations > 1 else 0.0))
+    return shape.layers * (
+        tokens * layer + (of_responses * shared if config.rollout.num_generations > 1 else 0.0)
+    )
 
 
 def resident() -> int:
