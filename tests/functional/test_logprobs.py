@@ -68,6 +68,21 @@ def test_equals_the_full_softmax_with_its_gradients(chunk, option, temperature):
         assert close(ours, exact, atol=2e-5)
 
 
+def test_a_forbidden_token_has_no_part_in_entropy_or_gradient():
+    hidden, weight, bias, ids = head(2)
+    bias[20:] = -torch.inf
+    results = []
+    for rows, offset in ((V, bias), (20, bias[:20])):
+        h = hidden.clone().requires_grad_()
+        logp, entropy = linear_logprobs_and_entropy(
+            h, weight[:rows], ids % 20, temperature=0.7, bias=offset, chunk=7
+        )
+        (logp.sum() + (entropy**2).sum()).backward()
+        results.append((logp.detach(), entropy.detach(), h.grad))
+    for forbidden, absent in zip(*results, strict=True):
+        assert torch.isfinite(forbidden).all() and close(forbidden, absent, atol=1e-5)
+
+
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 30.0))
 def test_entropy_stays_exact_for_flat_and_for_peaky_heads(seed, scale):

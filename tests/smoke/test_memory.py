@@ -147,5 +147,13 @@ def test_what_is_counted_by_hand():
     ).learning
     denoiser = planned(train={"microbatch": 256}, denoiser={"minibatch": 1024}).learning
     assert denoiser[activations] == pytest.approx(4 * small[activations])
+    # prompts are read once: a shorter response needs no more, however long the prompt
+    long = [
+        memory_plan(
+            Config(model={"path": "x"}, rollout={"max_completion_length": new}), SHAPE, prompt_tokens=1024
+        ).learning[activations]
+        for new in (16, 256)
+    ]
+    assert long[0] < long[1]
     # one network is updated at a time
     assert planned(algorithm="ppo").learning["gradients"] == 4000

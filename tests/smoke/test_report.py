@@ -1,5 +1,6 @@
 """`vrpo report`: run folders as a page, with what the critic saw."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from tests.smoke.test_runs import cli, run, small
 from vrpo.errors import CheckpointError
 from vrpo.report import _names, write_report
-from vrpo.report.curves import PANELS, Panel, _curve
+from vrpo.report.curves import PANELS, Panel, _curve, draw
 from vrpo.report.read import Record, read_run
 from vrpo.report.tokens import STEPS_SHOWN, _Scale, transcripts
 from vrpo.study.figure import SMOOTHING
@@ -123,6 +124,14 @@ def test_panels_draw_documented_metrics():
     for panel in PANELS:
         for name in panel.lines.values():
             assert name in EVALUATIONS if panel.evaluated else explain_metric(name) is not None
+
+
+def test_axes_without_numbers_are_not_drawn():
+    record = record_of([0.1, 0.2])
+    record = dataclasses.replace(
+        record, metrics=[{"step": n, "val/calibration": 0.1} for n in (1, 2)], evaluations=[]
+    )
+    assert len(re.findall(r'<g id="axes_\d+">', draw([record]))) == 1
 
 
 def record_of(values: list[float | None]) -> Record:

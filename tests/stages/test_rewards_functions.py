@@ -243,3 +243,9 @@ def test_a_chat_that_has_begun_to_answer_is_judged_with_its_beginning():
     assert seen["prompts"] == [[{"role": "user", "content": "2+2?"}]]
     assert seen["completions"] == [[{"role": "assistant", "content": "It is 4"}]]
     assert rollout.prompt.columns["tags"] == ["a"]  # the data stays as it is
+
+
+def test_a_column_may_be_called_as_it_likes():
+    judge = build_rewards(RewardsConfig(functions=[ExactReward()]), seed=0)
+    rollout = make_rollout("4", **{"answer": "4", "self": "x"})
+    assert [item.reward for item in judge.score_clean([rollout])] == [1.0]

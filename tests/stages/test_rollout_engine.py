@@ -204,6 +204,8 @@ def test_every_end_token_of_the_generation_settings_ends(make_policy, make_promp
     policy.causal_lm.generation_config.eos_token_id = [2, 40]
     got = sample(engine_for(policy), make_prompts("a"))
     assert [(r.stop, r.token_ids[-1]) for r in got] == [("eos", 40)] * 2
+    # 40 is an ordinary token, which decoding does not skip
+    assert [r.completion for r in got] == ["", ""] and policy.tokenizer.decode([40])
 
 
 def test_without_an_end_a_response_is_cut(make_policy, make_prompts):

@@ -40,6 +40,12 @@ def write(path, rows):
     return str(path)
 
 
+def test_a_csv_cell_may_be_as_long_as_a_document(tmp_path):
+    rows = [{"prompt": "a" * 200_000, "answer": "b"}] * 2
+    before = csv.field_size_limit()
+    assert read_rows(write(tmp_path / "long.csv", rows)) == rows and csv.field_size_limit() == before
+
+
 @pytest.mark.parametrize("suffix", FILE_SUFFIXES)
 def test_the_home_folder_and_capitals_in_a_file_name(tmp_path, monkeypatch, suffix):
     write(tmp_path / f"d{suffix}", MATH)
