@@ -679,3 +679,5 @@ def test_a_judge_that_errs_on_whole_prompts_has_wider_intervals():
 
     found = [diagnose(inverted(seed)).informativeness for seed in range(40)]
     assert sum(not j.low <= 0.0 <= j.high for j in found) <= 5
+    # the 64 coins alone give J a standard deviation of 1/8, and so an interval of .49
+    assert all(0.4 < j.high - j.low < 0.7 for j in found)

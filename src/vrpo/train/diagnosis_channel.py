@@ -53,11 +53,8 @@ def error_rates(
     below = float(np.hypot(up.high - up.value, down.high - down.value))
     apart, together = float((of_up**2).sum() + (of_down**2).sum()), float(((of_up + of_down) ** 2).sum())
     wider = max(together / apart, 1.0) ** 0.5 if apart > 0 else 1.0
-    return (
-        up,
-        down,
-        Rate(value=value, low=value - wider * below, high=value + wider * above, of=up.of + down.of),
-    )
+    low, high = max(value - wider * below, -1.0), min(value + wider * above, 1.0)
+    return up, down, Rate(value=value, low=low, high=high, of=up.of + down.of)
 
 
 def _rate(errs: np.ndarray, counts: np.ndarray, prompts: np.ndarray) -> tuple[Rate | None, np.ndarray]:
