@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.functional.mutants import assert_catches, close
 from vrpo.errors import ConfigError
-from vrpo.functional import read_values, value_cross_entropy, value_mse_loss
+from vrpo.functional import RewardUnits, read_values, reward_units, value_cross_entropy, value_mse_loss
 
 
 def minibatch(seed: int) -> tuple[torch.Tensor, ...]:
@@ -132,3 +132,31 @@ def test_returns_that_do_not_fit_are_refused(kind, target):
     raw = torch.zeros(1, 51 if kind == "hl_gauss" else 1)
     with pytest.raises(ConfigError, match=rf"critic.regression={kind} got the return {target:g}"):
         value_cross_entropy(raw, torch.tensor([target]), kind)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "units"),
+    [
+        ([], None),
+        ([50.0, 50.0], None),
+        ([0.0, 0.0], None),
+        ([0.0, 1.0, 0.0, 0.0], RewardUnits(0.0, 1.0)),
+        ([-1.0, 1.0, 1.0], RewardUnits(0.0, 1.0)),
+        ([0.0, 100.0, 50.0, 50.0], RewardUnits(50.0, 50.0)),
+        ([-4.0, 5.0, 2.0], RewardUnits(1.0, 5.0)),
+        ([1000.0, 1001.0], RewardUnits(1000.5, 0.5)),
+        ([0.0, 0.002], RewardUnits(0.001, 0.001)),
+        ([0.0, 0.0, 0.0, 80.0], RewardUnits(20.0, 60.0)),
+    ],
+)
+def test_units_bring_rewards_within_one(rewards, units):
+    found = reward_units(torch.tensor(rewards))
+    assert found == (None if units is None else pytest.approx(units))
+
+
+def test_one_success_in_thousands_does_not_set_the_scale_of_all():
+    rewards = torch.zeros(4096)
+    rewards[7] = 1.0
+    units = reward_units(rewards)
+    assert units is not None
+    assert abs((1.0 - units.offset) / units.scale) <= 1.0

@@ -152,6 +152,7 @@ CASES = {
         "critic": {"features": "belief"},
         "denoiser": {"learning_rate": 1e-3, "one_right": True},
     },
+    "rewards of 0 to 100": {"rewards": {"functions": [{"type": "exact", "weight": 100.0}], "noise": None}},
     "exact values": {"algorithm": {"type": "ppo", "lam": 0.5}, "critic": {"oracle": "answer"}},
     "grpo with a denoiser of known rates, its belief followed": {
         "algorithm": {"type": "grpo", "belief_coef": 0.1},
@@ -201,6 +202,21 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, changes):
     ]
     assert liked[0] == liked[1]
     assert bool(liked[0]) == (config.denoiser is not None and config.denoiser.nuisance != "none")
+
+
+def test_the_unit_of_rewards_changes_nothing(tmp_path):
+    """What takes 100 points learns what takes 1,000 does, and knows as much: no critic is out of its reach."""
+    found = {}
+    for points in (100.0, 1000.0):
+        rewards = {"functions": [{"type": "exact", "weight": points}], "noise": None}
+        run(small(rewards=rewards, train={"steps": 8}), tmp_path / str(points))
+        found[points] = lines(tmp_path / str(points))
+    few, many = found.values()
+    for a, b in zip(few[1:], many[1:], strict=True):  # the first values come before the first rewards
+        assert b["val/mean"] == pytest.approx(10 * a["val/mean"], rel=0.02)
+        assert b["val/explained_var"] == pytest.approx(a["val/explained_var"], abs=0.02)
+    # within a few steps the values are where the rewards are
+    assert few[-1]["val/mean"] == pytest.approx(few[-1]["val/return_mean"], abs=25.0)
 
 
 def test_vrpo_with_zero_coefficients_is_ppo(tmp_path):

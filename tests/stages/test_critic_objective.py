@@ -11,6 +11,7 @@ from vrpo.algorithms.critic_objective import (
     value_feature_uncertainty,
 )
 from vrpo.config.learning import BottleneckHead, CriticConfig, ScalarHead, SemanticConfig
+from vrpo.functional import RewardUnits
 from vrpo.models import Critic
 from vrpo.train.microbatches import Splitter
 from vrpo.train.values import ReferenceStates, evaluate_batch
@@ -136,6 +137,26 @@ def test_zero_coefficients_are_the_plain_value_loss(make_policy, head):
     for name, gradient in gradients(critic).items():
         if gradient is not None:
             torch.testing.assert_close(with_zeros[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_in_its_units_the_critic_learns_the_same_whatever_the_rewards(make_policy):
+    """Rewards a + b r, with values in these units, give the gradient that r gives; the reported loss is in reward units."""
+    _, critic, objective = build(make_policy, semantic=LITERAL)
+    batch = selected(annotated())
+    _, plain = loss_of(objective, critic, batch, beta=0.01)
+    loss_of(objective, critic, batch, beta=0.01)[0].backward()
+    expected = gradients(critic)
+    critic.zero_grad()
+    critic.units = RewardUnits(-30.0, 20.0)
+    scaled = batch.with_(targets=torch.where(batch.mask, -30.0 + 20.0 * batch.targets, 0.0))
+    loss, sums = loss_of(
+        objective, critic, scaled, beta=0.01 * 20.0**2
+    )  # beta follows the variance of returns
+    loss.backward()
+    assert sums["loss"] == pytest.approx(20.0**2 * plain["loss"], rel=1e-4)
+    for name, gradient in gradients(critic).items():
+        if expected[name] is not None:
+            torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-3, msg=name)
 
 
 def test_latent_noise_belongs_to_the_sample_and_the_pass(make_policy):

@@ -122,6 +122,37 @@ def test_save_and_load_are_bitwise(make_policy, tmp_path, config, name):
     assert torch.equal(from_path.head.output.weight, critic.head.output.weight)
 
 
+@pytest.mark.parametrize("trunk", ["own", "policy"])
+def test_units_are_chosen_once_and_come_back(make_policy, tmp_path, trunk):
+    policy, config = make_policy("llama"), CriticConfig(trunk=trunk)
+    critic = Critic.from_policy(policy, config, seed=0)
+    raw = values(critic, INPUT_IDS, ATTENTION)[ATTENTION]
+    critic.choose_units(torch.tensor([7.0, 7.0]))  # all equal: nothing is known of their scale
+    critic.save_pretrained(tmp_path / "unknown")
+    assert Critic.from_pretrained(tmp_path / "unknown", policy, config).units is None
+    critic.choose_units(torch.tensor([0.0, 100.0]))
+    critic.choose_units(torch.tensor([0.0, 1.0]))
+    seen = values(critic, INPUT_IDS, ATTENTION)[ATTENTION]
+    torch.testing.assert_close(seen, 50 + 50 * raw)
+    critic.save_pretrained(tmp_path / "known")
+    again = Critic.from_pretrained(tmp_path / "known", policy, config)
+    assert torch.equal(values(again, INPUT_IDS, ATTENTION)[ATTENTION], seen)
+    settings = tmp_path / "known" / "value_head.json"
+    saved = json.loads(settings.read_text())
+    del saved["units"]  # as earlier versions wrote it, whose heads gave rewards as they are
+    settings.write_text(json.dumps(saved))
+    assert Critic.from_pretrained(tmp_path / "known", policy, config).units == (0.0, 1.0)
+    settings.write_text(json.dumps({**saved, "units": "dollars"}))
+    with pytest.raises(ModelError, match="cannot be read"):
+        Critic.from_pretrained(tmp_path / "known", policy, config)
+
+
+def test_a_cross_entropy_has_units_of_its_own(make_policy):
+    critic = Critic.from_policy(make_policy("llama"), CriticConfig(regression="hl_gauss"), seed=0)
+    critic.choose_units(torch.tensor([0.0, 100.0]))
+    assert critic.scale == 1.0
+
+
 def test_lora_critic_trains_adapter_and_head_and_comes_back(tokenizer, tmp_path):
     base = tmp_path / "base"
     build_model("llama").save_pretrained(base)

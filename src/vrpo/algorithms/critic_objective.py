@@ -1,10 +1,10 @@
 """What the critic minimises: the value loss, the bottleneck's price and the semantic losses.
 
-    L_V = 1/2 mean_M (V_t - R_t)^2 + beta mean_M KL_t + L_sem       (or a cross-entropy: critic.regression)
+    L_V = (1/2 mean_M (V_t - R_t)^2 + beta mean_M KL_t) / s^2 + L_sem       (or a cross-entropy: critic.regression)
     literal:  L_sem = lam_H mean_{S_H} H(p_t) + lam_P mean_{S_P} min(nll_t, 10)
     kl_ref:   L_sem = lam_H mean_{S_H} KL(p_ref || p_t) + lam_P mean_{S_P} KL(p_ref || p_t)
 
-M are the tokens that count; p_t = softmax(W_lm h_t) reads the value features h_t with the frozen
+M are the tokens that count; s is the scale of the head's units (`functional.reward_units`), 1 for 0/1 rewards; p_t = softmax(W_lm h_t) reads the value features h_t with the frozen
 language-model head. VRPO as described by arXiv:2508.03058; the coefficients and the exact form of L_sem
 are ours (docs/algorithms/vrpo.md). With a scalar head and semantic mode `off` this is the PPO critic.
 """
@@ -206,7 +206,7 @@ class CriticObjective:
         value = self._regression(output, batch, denominators)
         kl = output.kl.sum()
         semantic, selected = self._semantic(critic, states, batch, denominators, reference_states)
-        loss = value + beta * (kl / denominators.tokens) + semantic
+        loss = (value + beta * (kl / denominators.tokens)) / critic.scale**2 + semantic
         sums = read_sums({**selected, "loss": value, "kl": kl, "semantic": semantic})
         for name in ("loss", "semantic"):
             sums[name] *= denominators.tokens

@@ -40,9 +40,11 @@ from vrpo.functional.siblings import covered_values, sibling_correction
 from vrpo.functional.uncertainty import UNCERTAINTY_FEATURES, uncertainty_features
 from vrpo.functional.value_losses import (
     Regression,
+    RewardUnits,
     check_targets,
     outputs_of,
     read_values,
+    reward_units,
     value_cross_entropy,
     value_mse_loss,
 )
@@ -59,6 +61,7 @@ __all__ = [
     "UNCERTAINTY_FEATURES",
     "PolicyLoss",
     "Regression",
+    "RewardUnits",
     "SampledTokens",
     "adaptive_kl_coef",
     "auc",
@@ -97,6 +100,7 @@ __all__ = [
     "read_values",
     "reparameterise",
     "require_verdicts",
+    "reward_units",
     "running_explained_variance",
     "sample_tokens",
     "sibling_correction",

@@ -3,9 +3,11 @@
 mse        V = o                        1/2 (V - R)^2
 bce        V = sigmoid(o)               -R log V - (1 - R) log(1 - V), for returns in [0, 1]
 hl_gauss   V = sum_i p_i c_i            cross-entropy of p = softmax(o) with a Gaussian around R, in bins with centres c_i
+
+A head of the first kind speaks in units of its own, V = offset + scale * o, where rewards are far from 0 to 1: `reward_units`.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,13 +24,49 @@ SIGMA_IN_BINS = 0.75
 """Standard deviation of its target in bin widths, the ratio of arXiv:2403.03950."""
 
 
+OWN_UNITS = (1 / 32, 1.0)
+"""Root mean squares of rewards that a head learns as they are: those of 0/1 rewards, and what noise makes of them."""
+
+
+class RewardUnits(NamedTuple):
+    """What takes a head's output o to reward units: V = offset + scale * o."""
+
+    offset: float = 0.0
+    scale: float = 1.0
+
+
+def reward_units(rewards: Float[Tensor, " N"]) -> RewardUnits | None:
+    """Units in which a head with outputs near 0, and a learning rate made for rewards of 0 and 1, learns these as easily.
+
+        rms(r) in [1/32, 1]:  V = o
+        else:                 V = mean(r) + max|r - mean(r)| o
+
+    An optimizer of Adam's kind moves an output by about its learning rate a step whatever the loss, so rewards of 0 to 100 would be out
+    of a critic's reach. Popart (van Hasselt et al. 2016, arXiv:1602.07714) renews such units all the time; ours are set once, since
+    rewards of language models are bounded or stationary, and the largest deviation keeps rare rewards within 1.
+
+    Args:
+        rewards: of the first responses whose rewards differ, reward units.
+
+    Returns:
+        The units; None while all rewards are equal, or there are none: nothing is known of their scale.
+    """
+    rewards = rewards.detach().double()
+    if len(rewards) == 0 or bool((rewards == rewards[0]).all()):
+        return None
+    least, most = OWN_UNITS
+    if least <= float(rewards.square().mean().sqrt()) <= most:
+        return RewardUnits()
+    return RewardUnits(float(rewards.mean()), float((rewards - rewards.mean()).abs().max()))
+
+
 def outputs_of(kind: Regression) -> int:
     """Numbers a head gives for one value."""
     return BINS if kind == "hl_gauss" else 1
 
 
 def read_values(raw: Float[Tensor, "N K"], kind: Regression) -> Float[Tensor, " N"]:
-    """V from a head's outputs, reward units, fp32."""
+    """V from a head's outputs, fp32; of `mse` in the head's own units (`RewardUnits`)."""
     raw = raw.float()
     match kind:
         case "mse":

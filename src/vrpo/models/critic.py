@@ -10,29 +10,27 @@ never a parameter, so no optimizer can move it. On disk a critic is an ordinary 
 """
 
 import copy
-import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vrpo.config.learning import CriticConfig
 from vrpo.config.run import LoraConfig
 from vrpo.errors import ModelError
+from vrpo.functional import RewardUnits, reward_units
 from vrpo.models.backbone import context_length, shared_limit, spread, states_at, within
 from vrpo.models.depth import keep_layers
-from vrpo.models.heads import BottleneckHead, HeadOutput, InformedHead, ScalarHead, ValueHead, build_head
+from vrpo.models.head_files import HEAD_SETTINGS, load_head, save_head, saved_settings
+from vrpo.models.heads import HeadOutput, InformedHead, ValueHead, build_head
 from vrpo.models.loading import add_adapter, check_rank, copy_adapter, load_backbone, resolve_path
 from vrpo.models.policy import Policy, frozen_head
 from vrpo.rng import stream_seed
 from vrpo.types import SharedPrompts
-
-HEAD_WEIGHTS, HEAD_SETTINGS = "value_head.safetensors", "value_head.json"
 
 
 @final
@@ -64,6 +62,8 @@ class Critic(nn.Module):
             (backbone,) if borrowed else ()
         )  # in a tuple, which hides its weights from parameters()
         self.head = head
+        self.units: RewardUnits | None = None
+        """Of what the head gives; None, until rewards are known: as they are."""
         self.compute_dtype = compute_dtype
         self.adapter = adapter
         # not persistent: it is the initial policy's, which every run can load again
@@ -116,7 +116,7 @@ class Critic(nn.Module):
             return cls._borrowing(policy, config, seed)
         folder = None if config.path is None else Path(resolve_path(config.path))
         saved = folder if folder is not None and (folder / HEAD_SETTINGS).is_file() else None
-        layers = None if saved is None else _saved_settings(saved).get("layers")
+        layers = None if saved is None else saved_settings(saved).get("layers")
         if None not in (layers, config.layers) and layers != config.layers:
             raise ModelError(
                 f"critic.layers={config.layers}, but the head in {str(saved)!r} was trained on the states of layer {layers}; set "
@@ -146,11 +146,11 @@ class Critic(nn.Module):
             adapter = True
         width = _hidden_size(backbone)
         head = _fresh_head(config, width, seed)
-        if saved is not None:
-            load_head(head, saved)
+        units = None if saved is None else load_head(head, saved)
         lm_head = None if config.semantic.mode == "off" else frozen_head(policy)
         _check_fit(config, policy, backbone, width, lm_head)
         critic = cls(backbone, head, lm_head, compute_dtype=policy.compute_dtype, adapter=adapter)
+        critic.units = units
         return critic.to(policy.device)
 
     @classmethod
@@ -182,7 +182,7 @@ class Critic(nn.Module):
             raise ModelError(f"{str(folder)!r} holds no {HEAD_SETTINGS}; give a folder written by a critic")
         if config.trunk == "policy":
             critic = cls._borrowing(policy, config, 0)
-            load_head(critic.head, Path(folder).expanduser())
+            critic.units = load_head(critic.head, Path(folder).expanduser())
             return critic
         config = config.model_copy(update={"path": str(folder)})
         # the seed draws a head that the saved one then replaces
@@ -243,22 +243,35 @@ class Critic(nn.Module):
                 prompts=within(prompts, attention_mask, self.shared_limit),
             )
 
+    @property
+    def scale(self) -> float:
+        """Of the head's units in reward units, 1 until rewards are known."""
+        return 1.0 if self.units is None else self.units.scale
+
+    def choose_units(self, rewards: Float[Tensor, " N"]) -> None:
+        """Take the units of the head from the first rewards that differ (`functional.reward_units`), once; a cross-entropy has its own."""
+        if self.units is None and self.head.regression == "mse":
+            self.units = reward_units(rewards)
+
     def forward_tokens(
         self, hidden: Float[Tensor, "N d"], noise: Tensor | None, features: Tensor | None = None
     ) -> HeadOutput:
-        """Values and bottleneck KL of chosen tokens.
+        """Values, reward units, and bottleneck KL of chosen tokens.
 
         Args:
             hidden: value features, from `states_at`.
             noise: [N, K], standard normal; None takes the mean of z.
             features: [N, F] uncertainty features of the same states; not read with `critic.features: none`.
         """
-        return self.head(hidden, noise, features)
+        output = self.head(hidden, noise, features)
+        if self.units is None:
+            return output
+        return replace(output, values=self.units.offset + self.units.scale * output.values)
 
     def values_of(
         self, hidden: Float[Tensor, "B L d"], features: Float[Tensor, "B L F"] | None = None
     ) -> Float[Tensor, "B L"]:
-        """Mean-z values at every position, fp32.
+        """Mean-z values at every position, reward units, fp32.
 
         Args:
             hidden: value features.
@@ -273,7 +286,7 @@ class Critic(nn.Module):
                 "vrpo.functional.uncertainty_features of the sequences"
             )
         flat = None if features is None else features.flatten(0, 1)
-        return self.head(hidden.flatten(0, 1), None, flat).values.view(hidden.shape[:2])
+        return self.forward_tokens(hidden.flatten(0, 1), None, flat).values.view(hidden.shape[:2])
 
     def save_pretrained(self, folder: str | Path) -> None:
         """The backbone as an ordinary folder for `AutoModel.from_pretrained`, and the value head.
@@ -289,14 +302,10 @@ class Critic(nn.Module):
             self.backbone.save_pretrained(str(folder), save_embedding_layers=False)
         else:
             self.backbone.save_pretrained(str(folder))
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()},
-            folder / HEAD_WEIGHTS,
-        )
-        settings = _settings(self.head)
-        if self.backbone is not None:  # an adapter's folder names a base model, and that may have more
-            settings["layers"] = self.features.config.get_text_config(decoder=True).num_hidden_layers
-        (folder / HEAD_SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        # an adapter's folder names a base model, and that may have more layers
+        own = self.backbone is not None
+        layers = self.features.config.get_text_config(decoder=True).num_hidden_layers if own else None
+        save_head(self.head, folder, units=self.units, layers=layers)
 
 
 def _copy_of_backbone(policy: Policy) -> tuple[nn.Module, bool]:
@@ -318,61 +327,6 @@ def _fresh_head(config: CriticConfig, width: int, seed: int) -> ValueHead:
 
 def _hidden_size(backbone: Any) -> int:
     return int(backbone.config.get_text_config().hidden_size)
-
-
-def _settings(head: ValueHead) -> dict[str, str | int]:
-    match head:
-        case InformedHead():
-            return {
-                **_settings(head.head),
-                "features": head.branch.inner.in_features,
-                "source": head.source,
-            }
-        case ScalarHead():
-            kind = "scalar"
-        case BottleneckHead():
-            kind = "bottleneck"
-    return {
-        "type": kind,
-        "hidden_size": head.hidden_size,
-        "latent_dim": head.latent_dim,
-        "regression": head.regression,
-    }
-
-
-def load_head(head: ValueHead, folder: Path) -> None:
-    """Fill `head` with the weights saved in `folder`, which must be of the same kind and size."""
-    saved, wanted = _saved_settings(folder), _settings(head)
-    saved.pop("layers", None)
-    if "features" in saved and "source" in wanted:  # not written by earlier versions
-        saved.setdefault("source", wanted["source"])
-    try:
-        weights = load_file(folder / HEAD_WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(folder, error) from error
-    if saved != wanted:
-        raise ModelError(
-            f"the value head in {str(folder)!r} is {saved}, but critic.head and the backbone ask for {wanted}; make "
-            "critic.head agree, or delete the value_head files to start with a fresh head"
-        )
-    head.load_state_dict(weights)
-
-
-def _saved_settings(folder: Path) -> dict[str, Any]:
-    """What `save_pretrained` wrote of a head and its backbone."""
-    try:
-        saved = json.loads((folder / HEAD_SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unreadable(folder, error) from error
-    if not isinstance(saved, dict):
-        raise _unreadable(folder, f"{HEAD_SETTINGS} is no object")
-    return saved
-
-
-def _unreadable(folder: Path, why: object) -> ModelError:
-    return ModelError(
-        f"the value head in {str(folder)!r} cannot be read: {why}; save the critic again, or give another folder"
-    )
 
 
 def _check_fit(

@@ -5,7 +5,8 @@
                  KL = sum_k 1/2 (mean^2 + var - logvar - 1)
     + branch     outputs + MLP(uncertainty features of the frozen model), F -> 32 (SiLU) -> outputs
 
-V is the last layer's output itself, its sigmoid, or the mean of 51 bins: see `functional.value_losses`.
+V is the last layer's output itself, in the units that the critic has for it, its sigmoid, or the mean of 51 bins: see
+`functional.value_losses`.
 
 The bottleneck is the variational one of VRPO (arXiv:2508.03058); dimensions and initial values are ours
 (docs/algorithms/vrpo.md). Both heads compute in fp32 whatever the backbone runs in.
@@ -50,7 +51,7 @@ class HeadOutput:
     """
 
     values: Float[Tensor, " N"]
-    """V, reward units, fp32."""
+    """V, fp32; a head gives it in its own units, `Critic.forward_tokens` in reward units."""
     raw: Float[Tensor, "N O"]
     """What the last layer gives and V is read from, fp32; O = 1 but for hl_gauss."""
     kl: Float[Tensor, " N"]

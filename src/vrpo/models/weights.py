@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vrpo.errors import ModelError
-from vrpo.models.critic import Critic, load_head
+from vrpo.models.critic import Critic
+from vrpo.models.head_files import load_head
 from vrpo.models.loading import load_pretrained
 from vrpo.models.policy import Policy
 
@@ -41,7 +42,7 @@ def load_critic_weights(critic: Critic, folder: Path) -> None:
         _load_adapter(critic.backbone, folder)
     else:
         _load_whole(critic.backbone, folder)
-    load_head(critic.head, folder)
+    critic.units = load_head(critic.head, folder)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

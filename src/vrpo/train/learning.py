@@ -27,6 +27,7 @@ def update_critic(run: Run, prepared: Prepared, *, pause: Callable[[], bool]) ->
     if objective is None or section is None or learner.critic is None or learner.critic_optimizer is None:
         return {}
     critic, train, batch, step = learner.critic, run.config.train, prepared.batch, prepared.step
+    critic.choose_units(_rewards_of(batch))
     beta = objective.beta(learner.critic_state)
     set_learning_rate(learner.critic_optimizer, section.learning_rate * schedule(train, step=step - 1))
     stats = update(
@@ -50,6 +51,12 @@ def update_critic(run: Run, prepared: Prepared, *, pause: Callable[[], bool]) ->
         pause=pause,
     )
     return critic_update_metrics(stats, beta=beta, batch=batch)
+
+
+def _rewards_of(batch: Batch) -> Tensor:
+    """[N] What the responses that count are worth to policy and critic, without penalties."""
+    rewards = batch.scores if batch.denoised is None else batch.denoised
+    return rewards[batch.mask.any(dim=1)]
 
 
 def update_denoiser(
