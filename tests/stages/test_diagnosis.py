@@ -185,6 +185,45 @@ def test_of_words_that_stand_together_the_one_that_is_paid_is_named():
     assert sum("nuisance: tokens" in line for line in advise(found)) == 1
 
 
+def test_a_judge_that_errs_by_text_pays_for_no_word():
+    """Equal answers to a prompt get the same wrong verdict: copies are no evidence."""
+
+    def errs(seed):
+        draw = np.random.default_rng(seed)
+        rows = []
+        for prompt in range(60):
+            answers = [numbers(draw) for _ in range(3)]
+            verdicts = dict(zip(answers, draw.integers(0, 2, size=3), strict=True))
+            for answer in draw.choice(answers, size=16):
+                reward = float(verdicts[str(answer)])
+                rows.append(
+                    Judged(prompt_id=f"p{prompt}", completion=str(answer), length=2, rewards=(reward,))
+                )
+        return rows
+
+    assert sum(bool(diagnose(errs(seed)).keywords) for seed in range(20)) <= 1
+
+
+@pytest.mark.parametrize("pays", [float, np.sqrt], ids=["straight", "bent"])
+def test_a_judge_that_pays_for_length_pays_for_no_word(pays):
+    def judged(seed, bonus):
+        draw = np.random.default_rng(seed)
+        rows = []
+        for row in range(64 * 8):
+            said = sentences(draw)
+            length = len(said.split())
+            reward = 0.1 * pays(length) + bonus * ("w7" in said.split()) + 0.05 * draw.normal()
+            rows.append(
+                Judged(prompt_id=f"p{row // 8}", completion=said, length=length, rewards=(float(reward),))
+            )
+        return rows
+
+    found = [diagnose(judged(seed, 0.0)) for seed in range(10)]
+    assert all(x.length_correlation > 0.8 for x in found)
+    assert sum(bool(x.keywords) for x in found) <= 1
+    assert [word for word, _ in diagnose(judged(0, 0.5)).keywords] == ["w7"]
+
+
 def test_what_is_right_is_not_mistaken_for_what_pays():
     def says_so(row, draw):
         return row | {"completion": "yes indeed" if row["gold"] or draw.random() < 0.2 else "never"}

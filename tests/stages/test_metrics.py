@@ -158,6 +158,26 @@ def test_a_critic_that_knows_the_truth_and_not_the_noise():
     assert math.isnan(metrics["val/sibling_accuracy"])  # no group holds both a success and a failure
 
 
+def test_gold_verdicts_are_put_into_the_units_of_the_rewards():
+    # V in percent, rewards of 0 and 100: what a critic of 0/1 rewards knows, it knows
+    columns = [[0.5, 0.5], [0.5, 0.5], [0.25, 0.25], [0.25, 0.25], [0.25, 0.25]]
+    percent = valued([[100 * v for v in pair] for pair in columns])
+    percent = percent.with_(scores=100 * percent.scores, targets=100 * percent.targets)
+    metrics = critic_metrics(percent, has_gold=True)
+    # the mean reward of a success is 50, of a failure 100/3: R - V = 0 and 100/12, twice 100/12 in the spread of R
+    level = 100 / 3 - 25
+    assert metrics["val/explained_var_clean"] == pytest.approx(
+        1 - (0.24 * level**2) / (0.24 * (50 - 100 / 3) ** 2), abs=1e-5
+    )
+    assert "val/calibration" not in metrics and metrics["val/verdict_accuracy"] == 1.0
+    # without gold the clean reward has the units of the seen one by definition
+    assert "val/calibration" in critic_metrics(percent)
+    # and 0/1 rewards beside gold are left as they are
+    assert critic_metrics(valued(columns), has_gold=True) == pytest.approx(
+        critic_metrics(valued(columns)), nan_ok=True
+    )
+
+
 def test_auc_is_read_at_the_start_the_middle_and_the_end():
     batch = make_batch((3, 3), scores=(1.0, 0.0), groups=(0, 0))
     values = torch.zeros_like(batch.old_logp)

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM, Gemma4TextConfig, OPTConfig, RecurrentGemmaConfig
 
 from tests.conftest import build_model
 from vrpo.config.learning import BottleneckHead, CriticConfig, ScalarHead, SemanticConfig
@@ -13,6 +13,7 @@ from vrpo.config.run import LoraConfig, ModelConfig
 from vrpo.errors import ModelError
 from vrpo.functional import linear_logprobs_and_entropy, uncertainty_features
 from vrpo.models import Critic, load_policy, policy_from_model
+from vrpo.models.depth import keep_layers
 from vrpo.models.loading import peft_warnings, seeded
 
 FULL = CriticConfig(head=BottleneckHead(latent_dim=4), semantic=SemanticConfig(mode="literal"))
@@ -427,6 +428,52 @@ def test_a_head_says_whose_features_it_reads(make_policy, tmp_path):
 def test_more_layers_than_there_are_is_refused(make_policy):
     with pytest.raises(ModelError, match=r"layers=3.*has 2 layers"):
         Critic.from_policy(make_policy("llama"), PLAIN.model_copy(update={"layers": 3}), seed=0)
+
+
+LAYERS = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 64}
+
+
+def test_layers_whose_kinds_follow_from_their_number_are_cut(tmp_path):
+    blocks = ["recurrent", "recurrent", "attention"]
+    config = RecurrentGemmaConfig(
+        **LAYERS, lru_width=16, num_key_value_heads=1, head_dim=8, block_types=blocks
+    )
+    model = AutoModel.from_config(config).eval()
+    keep_layers(model, 2)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        states = [m(input_ids=INPUT_IDS % 64, use_cache=False).last_hidden_state for m in (model, AutoModel.from_pretrained(tmp_path).eval())]  # fmt: skip
+    assert torch.equal(*states)
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        (
+            Gemma4TextConfig(
+                **LAYERS, num_kv_shared_layers=1, layer_types=["sliding_attention", *["full_attention"] * 2]
+            ),
+            "upper layers of Gemma4TextModel read the keys of lower ones",
+        ),
+        (
+            Gemma4TextConfig(**LAYERS, num_kv_shared_layers=0, vocab_size_per_layer_input=64),
+            "does not run with fewer layers",
+        ),
+    ],
+)
+def test_layers_that_need_the_others_are_refused_in_one_line(config, part):
+    with pytest.raises(ModelError, match=f"critic.layers=2.*{part}.*critic.layers: null"):
+        keep_layers(AutoModel.from_config(config), 2)
+
+
+def test_a_head_reads_states_that_are_projected_to_the_embeddings_width(tokenizer):
+    config = OPTConfig(**(LAYERS | {"vocab_size": len(tokenizer)}), word_embed_proj_dim=8, ffn_dim=16)
+    policy = policy_from_model(
+        AutoModelForCausalLM.from_config(config), tokenizer, config=ModelConfig(path="opt", device="cpu")
+    )
+    critic = Critic.from_policy(policy, FULL, seed=0)
+    assert critic.head.hidden_size == 8
+    assert values(critic, INPUT_IDS, ATTENTION).shape == INPUT_IDS.shape
 
 
 def test_a_borrowed_trunk_follows_the_policy_and_is_never_trained(make_policy, tmp_path):

@@ -326,7 +326,9 @@ def _fresh_head(config: CriticConfig, width: int, seed: int) -> ValueHead:
 
 
 def _hidden_size(backbone: Any) -> int:
-    return int(backbone.config.get_text_config().hidden_size)
+    """Width of the states that a head reads; OPT's smaller models project theirs to that of the embedding."""
+    config = backbone.config.get_text_config()
+    return int(getattr(config, "word_embed_proj_dim", config.hidden_size))
 
 
 def _check_fit(

@@ -71,6 +71,11 @@ class RewardPipeline:
             function.close()
 
     @property
+    def has_gold(self) -> bool:
+        """Whether functions that are trusted judge beside those that are learned from, perhaps in other units."""
+        return bool(self._gold)
+
+    @property
     def knows_clean(self) -> bool:
         """Whether the clean reward may be another than the seen one: with gold, or noise of our own that does more than withhold it."""
         return bool(self._gold) or any(model.kind != Missing.kind for model, _ in self._noise)

@@ -16,13 +16,7 @@ from itertools import combinations
 import numpy as np
 
 from vrpo.errors import DataError
-from vrpo.train.diagnosis_biases import (
-    are_short,
-    comparable,
-    correlation,
-    keywords,
-    length_correlation,
-)
+from vrpo.train.diagnosis_biases import biases, correlation
 from vrpo.train.diagnosis_channel import Rate, error_rates, ranking
 
 VERDICT = "a gold verdict is 0 (wrong) or 1 (right), or null where there is none; write marks on a scale as 1 from the mark on that passes"
@@ -181,10 +175,8 @@ def diagnose(judged: Sequence[Judged]) -> Diagnosis:
     auc, of_siblings = (None, False) if binary else ranking(rewards, gold, groups)
     several = [rows for rows in groups.values() if len(rows) > 1]
     with_gold = [rows for rows in several if not np.isnan(gold[rows]).any()]
-    rows, cells, equally_right = comparable([j.prompt_id for j in known], gold)
-    lengths = np.array([known[row].length for row in rows], dtype=np.float64)
-    by_length, by_chance = length_correlation(rewards[rows], lengths, cells)
-    short = are_short([j.completion for j in known])
+    columns = [j.prompt_id for j in known], [j.completion for j in known], [j.length for j in known]
+    found = biases(*columns, rewards, gold)
     return Diagnosis(
         completions=len(judged),
         prompts=len(groups),
@@ -197,11 +189,11 @@ def diagnose(judged: Sequence[Judged]) -> Diagnosis:
         repeat_share=repeat_share,
         repeat_variance=repeat_variance,
         disagreement=_disagreement(known),
-        length_correlation=by_length,
-        length_by_chance=by_chance,
-        keywords=keywords([known[row].completion for row in rows], rewards[rows], cells, characters=short),
-        equally_right=equally_right,
-        short=short,
+        length_correlation=found.length_correlation,
+        length_by_chance=found.length_by_chance,
+        keywords=found.keywords,
+        equally_right=found.equally_right,
+        short=found.short,
         ties=1.0 - _differing(rewards, several) if several else None,
         several=len(several),
         false_positive=up,

@@ -3,12 +3,14 @@
 Completions are compared with others to the same prompt, and where there is gold with equally right ones: neither an easy prompt nor
 a right answer must look like a bias. A word is named where the reward is unlikely to go with it by chance: words are the more likely
 to do so the more of them there are, so the best is compared with the best of rewards that are shuffled among comparable completions
-(Westfall and Young 1993, maxT).
+(Westfall and Young 1993, maxT). Equal completions count once: a judge that errs by text gives them the same error, and shuffled apart from
+each other they would seem to agree on what pays.
 """
 
 import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,6 +29,48 @@ SHORT_WORDS, SHORT_CHARACTERS = 12, 60
 MOST_WORDS, MOST_COMPLETIONS, LONGEST_WORD = 5, 20_000, 40
 CHANCE, SHUFFLES = 0.01, 299
 """Probability that a reward which pays for no word is said to, and how many shuffled rewards that is judged by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Biases:
+    """What goes with a reward among comparable completions."""
+
+    length_correlation: float | None
+    """Spearman's; None where reward or length does not vary."""
+    length_by_chance: bool
+    keywords: tuple[tuple[str, float], ...]
+    """Words, and what each adds to the reward."""
+    equally_right: bool
+    """Whether completions were compared with equally right ones, or with all on the same prompt."""
+    short: bool
+    """Whether single characters were looked at as well."""
+
+
+def biases(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    lengths: Sequence[int],
+    rewards: np.ndarray,
+    gold: np.ndarray,
+) -> Biases:
+    """Look for them.
+
+    Args:
+        prompts: prompt id of each of N completions.
+        completions: texts.
+        lengths: tokens.
+        rewards: [N]
+        gold: [N] 0, 1 or NaN.
+    """
+    rows, cells, equally_right = comparable(prompts, gold)
+    rows, cells, paid = distinct(rows, cells, list(zip(completions, lengths, strict=True)), rewards)
+    long = np.array([lengths[row] for row in rows], dtype=np.float64)
+    texts = [completions[row] for row in rows]
+    correlated, by_chance = length_correlation(paid, long, cells)
+    short = are_short(completions)
+    counts = correlated is not None and not by_chance
+    words = keywords(texts, paid, cells, characters=short, lengths=long if counts else None)
+    return Biases(correlated, by_chance, words, equally_right, short)
 
 
 def are_short(completions: Sequence[str]) -> bool:
@@ -54,6 +98,33 @@ def comparable(prompts: Sequence[str], gold: np.ndarray) -> tuple[np.ndarray, np
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys[i] for i in kept))}
     cells = np.array([numbers[keys[i]] for i in kept], dtype=np.int64)
     return rows[-MOST_COMPLETIONS:][kept], cells, by_gold
+
+
+def distinct(
+    rows: np.ndarray, cells: np.ndarray, said: Sequence[tuple[str, int]], rewards: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One row for equal completions of a cell, with their mean reward; one that is then alone in its cell is left out.
+
+    Args:
+        rows: [M] numbers of comparable completions, those that `said` and `rewards` are numbered by.
+        cells: [M] number of the cell of each.
+        said: text and length of every completion.
+        rewards: of every completion.
+
+    Returns:
+        The first row of each, its cell, its mean reward.
+    """
+    same: dict[tuple[int, tuple[str, int]], list[int]] = defaultdict(list)
+    for row, cell in zip(rows.tolist(), cells.tolist(), strict=True):
+        same[cell, said[row]].append(row)
+    different = Counter(cell for cell, _ in same)
+    kept = [(equal, cell) for (cell, _), equal in same.items() if different[cell] > 1]
+    numbers = {cell: number for number, cell in enumerate(dict.fromkeys(cell for _, cell in kept))}
+    return (
+        np.array([equal[0] for equal, _ in kept], dtype=np.int64),
+        np.array([numbers[cell] for _, cell in kept], dtype=np.int64),
+        np.array([rewards[equal].mean() for equal, _ in kept], dtype=np.float64),
+    )
 
 
 def centred(x: np.ndarray, cells: np.ndarray) -> np.ndarray:
@@ -87,17 +158,24 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def keywords(
-    completions: Sequence[str], rewards: np.ndarray, cells: np.ndarray, *, characters: bool
+    completions: Sequence[str],
+    rewards: np.ndarray,
+    cells: np.ndarray,
+    *,
+    characters: bool,
+    lengths: np.ndarray | None = None,
 ) -> tuple[tuple[str, float], ...]:
     """Up to five words that go with more or less reward within cells, the surest first, and how much each adds to it.
 
-    What a word explains is taken out before the next is looked for, or every answer with a 9 in it would be named beside the 9.
+    What a word explains is taken out before the next is looked for, or every answer with a 9 in it would be named beside the 9. So is what
+    length explains, as soon as it explains more than any word, or words of long completions would be named.
 
     Args:
         completions: [N] texts.
         rewards: [N]
         cells: [N] number of the cell of each.
         characters: whether to look at single characters too.
+        lengths: [N], if they go with the reward.
     """
     names, has = _occurrences(completions, characters=characters)
     if not names:
@@ -109,20 +187,39 @@ def keywords(
         norms[norms >= 1.0],
     )
     whole = left = centred(rewards, cells)
+    # straight in length, and in its ranks: a judge may like any longer completion as much
+    of_length = [] if lengths is None else [centred(x, cells) for x in (lengths, rankdata(lengths))]
     chosen: list[int] = []
+    known: list[np.ndarray] = []
     effects = np.zeros(0)
     while names and len(chosen) < MOST_WORDS and np.abs(left).max() > 1e-9 * np.abs(whole).max():
         moved = (has.T @ left) / np.sqrt(norms)
         best = float(np.abs(moved).max())
+        if of_length and max(abs(float(x @ left)) / np.sqrt(x @ x) for x in of_length) > best * (1 + 1e-9):
+            known, of_length = of_length, []
+            left, effects = _without(whole, known + [_column(has, word, cells) for word in chosen])
+            continue
         if _by_chance(partial(_best_reaches, best, has, norms), left, cells):
             break
         # of words that always stand together, or of which one always does, the one that is paid and says most
         tied = np.flatnonzero(np.abs(moved) >= best * (1 - 1e-9))
         chosen.append(int(max(tied, key=lambda word: (moved[word] > 0, len(names[word]), names[word]))))
-        columns = np.stack([centred(has[:, [word]].toarray()[:, 0], cells) for word in chosen], axis=1)
-        effects = np.linalg.lstsq(columns, whole, rcond=None)[0]
-        left = whole - columns @ effects
-    return tuple((names[word], float(effect)) for word, effect in zip(chosen, effects, strict=True))
+        left, effects = _without(whole, known + [_column(has, word, cells) for word in chosen])
+    return tuple(
+        (names[word], float(effect)) for word, effect in zip(chosen, effects[len(known) :], strict=True)
+    )
+
+
+def _column(has: Any, word: int, cells: np.ndarray) -> np.ndarray:
+    """[N] Where the word occurs, less its share of the cell."""
+    return centred(has[:, [word]].toarray()[:, 0], cells)
+
+
+def _without(whole: np.ndarray, columns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """What least squares on the columns leaves of `whole`, and their coefficients."""
+    stacked = np.stack(columns, axis=1)
+    effects = np.linalg.lstsq(stacked, whole, rcond=None)[0]
+    return whole - stacked @ effects, effects
 
 
 def _occurrences(completions: Sequence[str], *, characters: bool) -> tuple[list[str], Any]:

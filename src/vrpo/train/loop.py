@@ -147,8 +147,15 @@ def _prepare(run: Run, step: int) -> Prepared:
     if run.objective is not None:
         critic_state = run.objective.observe_returns(batch, critic_state)
 
-    weights = {"kl_coef": learner.kl_coef, "belief_coef": config.algorithm.belief_coef}
-    metrics = sampled_metrics(batch, scored, denoising, knows_clean=run.rewards.knows_clean, **weights)
+    metrics = sampled_metrics(
+        batch,
+        scored,
+        denoising,
+        kl_coef=learner.kl_coef,
+        belief_coef=config.algorithm.belief_coef,
+        knows_clean=run.rewards.knows_clean,
+        has_gold=run.rewards.has_gold,
+    )
     return Prepared(
         step=step,
         batch=batch,

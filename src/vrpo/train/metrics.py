@@ -100,6 +100,7 @@ def sampled_metrics(
     kl_coef: float,
     belief_coef: float,
     knows_clean: bool,
+    has_gold: bool,
 ) -> Metrics:
     """What a step's samples say before anything learns from them.
 
@@ -110,11 +111,12 @@ def sampled_metrics(
         kl_coef: weight of the KL to the initial model in the reward.
         belief_coef: of that to the denoiser's model.
         knows_clean: False leaves out `OF_NOISE`: where the clean reward is the seen one by definition, they would call any judge perfect.
+        has_gold: the clean reward is another function's: where its verdicts are 0 and 1 and the rewards are not, the units differ.
     """
     metrics = {
         **reward_metrics(batch, kl_coef=kl_coef, belief_coef=belief_coef),
         **rollout_metrics(scored),
-        **critic_metrics(batch),
+        **critic_metrics(batch, has_gold=has_gold),
         **denoising,
     }
     return metrics if knows_clean else {k: v for k, v in metrics.items() if not k.startswith(OF_NOISE)}
@@ -172,13 +174,23 @@ def _channel_metrics(seen: Tensor, clean: Tensor) -> Metrics:
     }
 
 
-def critic_metrics(batch: Batch) -> Metrics:
-    """How good the critic was on this step's data before it learned from it."""
+def critic_metrics(batch: Batch, *, has_gold: bool = False) -> Metrics:
+    """How good the critic was on this step's data before it learned from it.
+
+    With gold of 0 and 1 and rewards on another scale, clean outcomes are put into the rewards' units, as the mean reward of those that
+    are wrong and of those that are right, and calibration, which is of probabilities, is left out.
+    """
     if batch.values is None or batch.targets is None:
         return {}
     values, targets, mask = batch.values, batch.targets, batch.mask
     known = mask & ~batch.clean_scores.isnan()[:, None]
-    clean_targets = batch.clean_scores.nan_to_num()[:, None].expand_as(values)
+    counted = known.any(dim=1)
+    clean, seen = batch.clean_scores, batch.scores[counted]
+    scales = has_gold and _binary(clean[counted]) and not _binary(seen)
+    if scales:
+        wrong, right = _levels(seen, clean[counted])
+        clean = torch.where(clean > 0.5, right, wrong)  # NaN where the other kind is missing
+    clean_targets = clean.nan_to_num()[:, None].expand_as(values)
     metrics = {
         "val/explained_var": float(explained_variance(targets, values, mask)),
         "val/explained_var_clean": float(explained_variance(clean_targets, values, known)),
@@ -190,7 +202,10 @@ def critic_metrics(batch: Batch) -> Metrics:
         metrics["val/coverage"] = float(masked_mean(batch.coverage, mask))
     by_position = explained_variance_by_position(targets, values, mask, bins=DECILES)
     metrics |= {f"val/explained_var_decile_{i}": float(x) for i, x in enumerate(by_position)}
-    return metrics | _ranking_metrics(batch, values)
+    metrics |= _ranking_metrics(batch, values)
+    if scales:
+        metrics.pop("val/calibration", None)
+    return metrics
 
 
 def _ranking_metrics(batch: Batch, values: Tensor) -> Metrics:
@@ -220,11 +235,16 @@ def _verdict_accuracy(end_values: Tensor, outcome: Tensor, seen: Tensor) -> floa
 
     Under flips V estimates rho+ + J q, so the midpoint is the mean of E[seen | 0] and E[seen | 1].
     """
-    levels = [_mean(seen[outcome == verdict].tolist()) for verdict in (0, 1)]
-    if any(math.isnan(x) for x in levels):
+    wrong, right = _levels(seen, outcome)
+    if math.isnan(wrong + right):
         return math.nan
-    midpoint = sum(levels) / 2
+    midpoint = (wrong + right) / 2
     return float(((end_values > midpoint) == (outcome > 0.5)).float().mean())
+
+
+def _levels(seen: Tensor, outcome: Tensor) -> tuple[float, float]:
+    """Mean seen reward of wrong and of right responses; NaN where there are none."""
+    return _mean(seen[outcome == 0].tolist()), _mean(seen[outcome == 1].tolist())
 
 
 def policy_metrics(stats: UpdateStats) -> Metrics:
