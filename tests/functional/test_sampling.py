@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.functional.mutants import close
-from vrpo.functional import sample_tokens
+from vrpo.functional import sample_tokens, sampling
 
 CUTS = [(0, 1.0), (3, 1.0), (0, 0.6), (5, 0.8), (1, 1.0), (0, 1e-6), (0, 0.0), (100, 0.95)]
 
@@ -149,3 +149,30 @@ def test_a_word_of_probability_zero_is_not_drawn_at_the_end_of_a_block():
     logits[:, [0, 255, 300]] = 0.0
     u = torch.tensor([0.0, 0.5, 1.0])
     assert sample_tokens(logits, u, temperature=1.0, top_k=0, top_p=1.0).token_ids.tolist() == [0, 255, 300]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 4.0])
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+def test_top_p_among_candidates_is_top_p_among_all(monkeypatch, spread, top_p):
+    """Peaked rows end among the candidates, flat ones do not, and ties go to the lower ids either way."""
+    g = torch.Generator().manual_seed(3)
+    logits = (spread * torch.randn(12, 3000, generator=g)).round(decimals=1)
+    logits[::3] = logits[::3].clamp(max=1.0)  # many that are equally likely
+    u = torch.rand(12, generator=g)
+    by_candidates = sample_tokens(logits, u, temperature=1.0, top_k=0, top_p=top_p)
+    monkeypatch.setattr("vrpo.functional.sampling.CANDIDATES", 3000)
+    by_all = sample_tokens(logits, u, temperature=1.0, top_k=0, top_p=top_p)
+    assert all(torch.equal(a, b) for a, b in zip(by_candidates, by_all, strict=True))
+
+
+def test_rows_are_sampled_in_pieces_that_stay_in_the_cache(monkeypatch):
+    g = torch.Generator().manual_seed(4)
+    logits, u = torch.randn(9, 40, generator=g), torch.rand(9, generator=g)
+    whole = sample_tokens(logits, u, temperature=1.0, top_k=0, top_p=0.9)
+    monkeypatch.setitem(sampling.CHUNK_LOGITS, "cpu", 100)
+    shapes = []
+    sample = sampling._sample
+    monkeypatch.setattr(sampling, "_sample", lambda x, *rest: shapes.append(x.shape) or sample(x, *rest))
+    in_pieces = sample_tokens(logits, u, temperature=1.0, top_k=0, top_p=0.9)
+    assert shapes == [(2, 40)] * 4 + [(1, 40)]
+    assert all(torch.equal(a, b) for a, b in zip(whole, in_pieces, strict=True))

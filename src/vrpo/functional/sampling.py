@@ -10,8 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from vrpo.functional.chunked_head import CHUNK_LOGITS
+
 BLOCK = 256
 """Words of a block of the inverse CDF."""
+CANDIDATES = 1024
+"""Likeliest words that top-p looks among first on a CPU: sorting all of them takes most of a step's time."""
 
 
 class SampledTokens(NamedTuple):
@@ -49,6 +53,18 @@ def sample_tokens(
     Returns:
         tokens and their log-probabilities. A row with NaN logits gets NaN log-probabilities.
     """
+    # rows do not know of each other: so many at once that what is made of them stays in the cache
+    rows = max(CHUNK_LOGITS.get(logits.device.type, CHUNK_LOGITS["cpu"]) // logits.shape[-1], 1)
+    pieces = [
+        _sample(some, drawn, temperature, top_k, top_p)
+        for some, drawn in zip(logits.split(rows), uniforms.split(rows), strict=True)
+    ]
+    return pieces[0] if len(pieces) == 1 else SampledTokens(*map(torch.cat, zip(*pieces, strict=True)))
+
+
+def _sample(
+    logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"], temperature: float, top_k: int, top_p: float
+) -> SampledTokens:
     log_p = torch.log_softmax(logits.float() / temperature, dim=-1)
     keep: Tensor | None = None
     if 0 < top_k < logits.shape[-1]:
@@ -104,14 +120,31 @@ def _top_p_mask(
     log_p: Float[Tensor, "B V"], keep: Bool[Tensor, "B V"] | None, *, top_p: float, k: int
 ) -> Bool[Tensor, "B V"]:
     """True on the smallest set of likeliest tokens, among `keep` (k a row), that holds top_p of keep's mass."""
-    if keep is None:
-        ids = torch.arange(log_p.shape[-1], device=log_p.device).expand_as(log_p)
-    else:
-        # sort k candidates, not V words; ascending ids first, so that the stable sort below settles ties
-        ids = torch.where(keep, log_p, -torch.inf).topk(k, dim=-1).indices.sort(dim=-1).values
+    if keep is not None:
+        # sort k candidates, not V words
+        ids = torch.where(keep, log_p, -torch.inf).topk(k, dim=-1).indices
+        return _nucleus(log_p, ids, top_p=top_p, whole=False)[0]
+    whole = torch.arange(log_p.shape[-1], device=log_p.device).expand_as(log_p)
+    if log_p.device.type != "cpu" or log_p.shape[-1] <= 2 * CANDIDATES:  # a GPU would have to be waited for
+        return _nucleus(log_p, whole, top_p=top_p, whole=True)[0]
+    inside, ends = _nucleus(log_p, log_p.topk(CANDIDATES, dim=-1).indices, top_p=top_p, whole=True)
+    if not bool(ends.all()):
+        flat = ~ends
+        inside[flat] = _nucleus(log_p[flat], whole[flat], top_p=top_p, whole=True)[0]
+    return inside
+
+
+def _nucleus(
+    log_p: Float[Tensor, "B V"], ids: Int64[Tensor, "B C"], *, top_p: float, whole: bool
+) -> tuple[Bool[Tensor, "B V"], Bool[Tensor, " B"]]:
+    """True on the smallest set among the candidates that holds top_p of the mass, and whether it ends before the least likely ones.
+
+    The mass is that of the candidates, or of the `whole` vocabulary, of which they are the likeliest.
+    """
+    ids = ids.sort(dim=-1).values  # so that the stable sort settles ties
     ordered, rank = log_p.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
-    p = torch.softmax(ordered, dim=-1)
-    mass_before = p.cumsum(dim=-1, dtype=torch.float64) - p
-    inside = mass_before < top_p
+    p = ordered.exp() if whole else torch.softmax(ordered, dim=-1)
+    inside = p.cumsum(dim=-1, dtype=torch.float64) - p < top_p
     inside[:, 0] = True
-    return torch.zeros_like(log_p, dtype=torch.bool).scatter(-1, ids.gather(-1, rank), inside)
+    ends = ~(inside & (ordered == ordered[:, -1:])).any(dim=-1)
+    return torch.zeros_like(log_p, dtype=torch.bool).scatter(-1, ids.gather(-1, rank), inside), ends

@@ -22,8 +22,8 @@ LOADED_LATER = 100 * 2**20
 """What a run imports and keeps besides what a plan has loaded: model code, data sets, records."""
 REPLAY_BYTES = 18
 """Of a token of a response that the denoiser keeps: its number, two masks, log-probability and reward."""
-LOGIT_COPIES = 4
-"""Tensors of the size of the logits alive at once: logits, log p, p, gradient."""
+LOGIT_COPIES = 7
+"""Tensors of the size of a chunk's logits alive at once: logits, log p, p, gradient and what they are made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def memory_plan(config: Config, shape: ModelShape, *, prompt_tokens: int) -> Mem
     length = prompt_tokens + config.rollout.max_completion_length
     sampling = {
         "KV cache": 2 * FP32 * shape.layers * shape.kv_width * rows * length,
-        "logits of a step": LOGIT_COPIES * FP32 * rows * shape.vocabulary,
+        "logits of a step": FP32 * rows * shape.vocabulary,
     }
     tokens, counted = _microbatch(config, prompt_tokens)
     rows_of_logits = min(counted, rows_of_a_chunk(shape.vocabulary))
