@@ -71,7 +71,7 @@ def message(changes: dict) -> str:
         ),
         (
             {"denoiser": {"capacity": 6}, "rollout": {"num_generations": 8}},
-            ["denoiser.capacity=6", "num_generations=8", "replay: 0"],
+            ["denoiser.capacity=6", "num_generations=8", "8 or more"],
         ),
         (
             {"denoiser": {"replay": 3, "capacity": 700}, "train": {"completions_per_step": 256}},
@@ -113,7 +113,31 @@ def message(changes: dict) -> str:
                 "algorithm": "vrpo",
                 "rewards": {"noise": {"type": "gaussian", "scale": 0.5}},
             },
-            ["rewards.noise=gaussian", "regression=bce", "hl_gauss"],
+            ["rewards.noise=gaussian", "regression=bce", "critic.regression: mse"],
+        ),
+        (
+            {
+                "critic": {"regression": "hl_gauss"},
+                "algorithm": "vrpo",
+                "rewards": {"noise": {"type": "length_bias", "coef": 0.5}},
+            },
+            ["rewards.noise=length_bias", "regression=hl_gauss", "critic.regression: mse"],
+        ),
+        (
+            {
+                "critic": {"regression": "bce"},
+                "algorithm": {"type": "ppo", "truncation": "bootstrap"},
+            },
+            ["truncation=bootstrap", "regression=bce", "truncation: terminal"],
+        ),
+        ({"denoiser": {"capacity": 2, "replay": 0}}, ["denoiser.capacity=2", "num_generations=8"]),
+        (
+            {"critic": {"oracle": "answer"}, "algorithm": {"type": "ppo", "gamma": 0.5}},
+            ["critic.oracle", "algorithm.gamma=0.5", "gamma: 1"],
+        ),
+        (
+            {"critic": {"oracle": "answer"}, "algorithm": {"type": "ppo", "kl_coef": 0.1}},
+            ["critic.oracle", "algorithm.kl_coef=0.1", "kl_coef: 0"],
         ),
         (
             {

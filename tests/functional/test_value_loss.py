@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from tests.functional.mutants import assert_catches, close
 from vrpo.errors import ConfigError
-from vrpo.functional import RewardUnits, read_values, reward_units, value_cross_entropy, value_mse_loss
+from vrpo.functional import (
+    RewardUnits,
+    read_values,
+    reward_units,
+    typical_rewards,
+    value_cross_entropy,
+    value_mse_loss,
+)
 
 
 def minibatch(seed: int) -> tuple[torch.Tensor, ...]:
@@ -152,6 +159,22 @@ def test_returns_that_do_not_fit_are_refused(kind, target):
 def test_units_bring_rewards_within_one(rewards, units):
     found = reward_units(torch.tensor(rewards))
     assert found == (None if units is None else pytest.approx(units))
+
+
+@pytest.mark.parametrize("outlier", [100.0, -1e6])
+def test_an_outlier_sets_no_scale(outlier):
+    verdicts = torch.tensor([0.0, 1.0] * 32)
+    with_one = torch.cat([verdicts, torch.tensor([outlier])])
+    assert torch.equal(typical_rewards(with_one), verdicts)
+    assert reward_units(with_one) == (0.0, 1.0)
+    # what is rare is none: of equal rewards one that differs, few right ones, the tails of a normal distribution
+    g = torch.Generator().manual_seed(0)
+    for rewards in (
+        torch.tensor([0.0] * 63 + [1.0]),
+        torch.tensor([0.0] * 252 + [100.0] * 4),
+        torch.randn(5000, generator=g),
+    ):
+        assert torch.equal(typical_rewards(rewards), rewards)
 
 
 def test_one_success_in_thousands_does_not_set_the_scale_of_all():

@@ -20,7 +20,7 @@ import vrpo
 from tests.smoke.test_runs import SMALL, cli, lines, python_config, rows, run, same, small, weights
 from vrpo.config import Config
 from vrpo.config.presets import merge
-from vrpo.errors import CheckpointError, ConfigError, NumericsError, RewardError, StorageError
+from vrpo.errors import CheckpointError, ConfigError, ModelError, NumericsError, RewardError, StorageError
 from vrpo.train import checkpoint, files, prepared
 from vrpo.train.folder import RunFolder, _commit
 from vrpo.train.lock import RunLock
@@ -295,6 +295,12 @@ def test_a_kl_weight_that_is_set_anew_counts_from_the_resume_on(tmp_path):
         vrpo.train(config, out=folder, resume=True, allow_changes=True, display=Quiet())
         last = lines(folder)[-1]
         assert -last["objective/non_score_reward"] / last["objective/kl"] == pytest.approx(now["kl_coef"])
+
+
+def test_a_change_that_a_checkpoint_cannot_follow_says_what_to_do(tmp_path):
+    run(small(algorithm="ppo", train={"steps": 2}), tmp_path)
+    with pytest.raises(ModelError, match=r"make critic\.head agree"):
+        vrpo.train(small(algorithm="vrpo"), out=tmp_path, resume=True, allow_changes=True, display=Quiet())
 
 
 # the folder

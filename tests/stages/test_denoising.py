@@ -435,6 +435,61 @@ def test_a_gaussian_channel_starts_at_the_first_rewards_that_differ_and_comes_ba
     assert other.channel.levels() == (4.0, 8.0)
 
 
+def test_an_outlier_among_the_first_rewards_sets_no_scale(make_policy):
+    _, denoiser = build(make_policy, channel="gaussian")
+    scores = [0.0, 1.0] * 31 + [0.0, 100.0]
+    denoise(denoiser, make_batch(lengths=(1,) * 64, scores=scores, groups=range(64)))
+    low, high = denoiser.channel.levels()
+    assert -0.1 < low < 0.05 and 0.95 < high < 1.1
+
+
+def test_a_channel_that_began_without_right_responses_takes_the_scale_of_later_ones():
+    channel = GaussianChannel(nuisance="tokens", vocabulary=100)
+    nothing = make_batch(lengths=(1, 2) * 32, scores=[0.02, -0.02] * 32, groups=range(64))
+    channel.start(nothing)
+    with torch.no_grad():
+        channel.numbers[3], channel.tokens.slopes[5] = 0.5, 0.25
+    before = channel.parameters_in_force(), channel.per_token(), channel.log_likelihoods(nothing)
+    channel.widen(nothing)
+    assert torch.equal(channel.first, torch.tensor([0.0, 0.02]))
+    channel.widen(make_batch(lengths=(1, 2) * 32, scores=[0.0, 1.0] * 32, groups=range(64)))
+    assert torch.equal(channel.first, torch.tensor([0.5, 0.5]))
+    low, high, _ = channel.parameters_in_force()
+    # what was learned is in force still, but for a noise that is below the floor of the new scale
+    torch.testing.assert_close((low, high), before[0][:2])
+    torch.testing.assert_close(channel.per_token(), before[1])
+    assert float(channel.tokens.slopes[5].detach()) == pytest.approx(0.25 * 0.02 / 0.5)
+    # a level moves by about a learning rate of the scale: a right response's reward of 1 is near after tens of updates
+    optimizer = torch.optim.AdamW(channel.parameters(), lr=CHANNEL_LEARNING_RATE, weight_decay=0.0)
+    right = torch.tensor([True, False] * 32)
+    batch = make_batch(lengths=(1,) * 64, scores=right.float().tolist(), groups=range(64))
+    for _ in range(150):
+        optimizer.zero_grad()
+        verdict_nll(torch.where(right, -0.05, -3.0), *channel.log_likelihoods(batch)).mean().backward()
+        optimizer.step()
+    assert channel.levels()[1] > 0.3  # .08 in the old scale
+
+
+def test_a_nuisance_that_is_new_starts_with_the_next_rewards(make_policy, tmp_path):
+    _, denoiser = build(make_policy, channel="gaussian", nuisance="length")
+    batch = make_batch(scores=(4.0, 8.0, 4.0, 8.0))
+    denoise(denoiser, batch)
+    denoiser.save(tmp_path)
+    _, other = build(make_policy, channel="gaussian", nuisance="tokens")
+    other.load(tmp_path)
+    assert not other.channel.started
+    denoise(other, batch)
+    assert float(other.channel.tokens.shares.sum()) > 0.0
+
+
+def test_a_reward_that_is_far_beyond_all_others_leaves_numbers(make_policy):
+    channel = GaussianChannel()
+    channel.first.copy_(torch.tensor([0.5, 0.5]))
+    batch = make_batch(scores=(0.0, 1.0, 1e20, -3e38))
+    if_right, if_wrong = channel.log_likelihoods(batch)
+    assert bool((if_right - if_wrong).isfinite().all())
+
+
 def test_before_any_rewards_differ_they_are_passed_on(make_policy):
     _, denoiser = build(make_policy, channel="gaussian", nuisance="length")
     batch, metrics = denoise(denoiser, make_batch(scores=(100.0,) * 4))

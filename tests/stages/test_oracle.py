@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.batches import make_batch
+from tests.smoke.test_runs import run, small
 from vrpo.errors import DataError
 from vrpo.train.oracle import exact_values
 from vrpo.types import Prompt, Rollout, ScoredRollout
@@ -111,6 +112,16 @@ def test_a_row_without_the_right_response_is_named(case):
         DataError, match=r"train/0 has no text in column 'work', but None; .*set critic\.oracle"
     ):
         exact(policy, batch, column="work")
+
+
+def test_a_row_without_the_right_response_is_named_before_the_run(tmp_path):
+    def config(column):
+        return small(algorithm="ppo", critic={"oracle": column}, train={"steps": 0, "eval_prompts": 1})
+
+    run(config("answer"), tmp_path / "with")
+    with pytest.raises(DataError, match=r"no text in column .nothing.*set critic\.oracle"):
+        run(config("nothing"), tmp_path / "without")
+    assert not list((tmp_path / "without").glob("*.jsonl"))
 
 
 def test_every_prompt_has_its_own_right_response(make_policy):

@@ -108,6 +108,12 @@ def test_entropy_must_be_low_and_not_only_lower():
     assert fired([undecided] * 30 + [START | {"policy/entropy_avg": 0.09}] * 20) == [("entropy", 40)]
 
 
+def test_a_step_without_rewards_at_the_start_leaves_the_watch_on():
+    gap = {name: x for name, x in START.items() if name != "policy/entropy_avg"}
+    collapsed = START | {"policy/entropy_avg": 0.01}
+    assert fired([START, gap] + [START] * 28 + [collapsed] * 20) == [("entropy", 40)]
+
+
 def test_a_reward_that_is_hacked_after_an_honest_rise_is_seen():
     honest = START | {"objective/scores": 0.7, "objective/scores_clean": 0.7}
     hacked = START | {"objective/scores": 0.9, "objective/scores_clean": 0.55}  # still above the start

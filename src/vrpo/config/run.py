@@ -172,10 +172,10 @@ class Config(Strict):
     @model_validator(mode="after")
     def _the_past_holds_a_prompt(self) -> "Config":
         group = self.rollout.num_generations
-        if self.denoiser is not None and self.denoiser.replay and self.denoiser.capacity < group:
+        if self.denoiser is not None and self.denoiser.capacity < group:
             raise ValueError(
                 f"denoiser.capacity={self.denoiser.capacity} cannot hold the rollout.num_generations={group} responses to one prompt, which "
-                f"leave the replay together; set denoiser.capacity to {group} or more, or denoiser.replay: 0"
+                f"leave the replay together; set denoiser.capacity to {group} or more"
             )
         past = 0 if self.denoiser is None else self.denoiser.replay * self.train.completions_per_step
         if self.denoiser is not None and self.denoiser.capacity < past:
@@ -245,7 +245,20 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _cross_entropy_wants_shares(self) -> "Config":
-        if self.critic is None or self.critic.regression != "bce":
+        if self.critic is None or self.critic.regression == "mse":
+            return self
+        kind, rule = self.critic.regression, self.algorithm
+        if rule.truncation == "bootstrap":
+            raise ValueError(
+                f"algorithm.truncation=bootstrap adds a value to the reward of a cut response, and takes returns to where critic.regression={kind} "
+                "cannot follow; set critic.regression: mse or algorithm.truncation: terminal"
+            )
+        added = next((noise.type for noise in self.rewards.noise if isinstance(noise, ADDED_NOISE)), None)
+        if added is not None:
+            raise ValueError(
+                f"rewards.noise={added} takes rewards to where critic.regression={kind} cannot follow; set critic.regression: mse"
+            )
+        if kind != "bce":  # a KL may stay within its bins
             return self
         for name in ("kl_coef", "belief_coef"):
             if (weight := getattr(self.algorithm, name)) > 0:
@@ -253,17 +266,24 @@ class Config(Strict):
                     f"algorithm.{name}={weight:g} is paid in the reward, and takes returns below 0 where critic.regression=bce cannot "
                     f"follow; set critic.regression: mse or algorithm.{name}: 0"
                 )
-        added = next((noise.type for noise in self.rewards.noise if isinstance(noise, ADDED_NOISE)), None)
-        if added is not None:
-            raise ValueError(
-                f"rewards.noise={added} takes rewards out of 0 to 1 where critic.regression=bce cannot follow; set critic.regression: "
-                "mse or hl_gauss"
-            )
         if self.denoiser is not None and self.denoiser.channel == "gaussian":
             raise ValueError(
                 "denoiser.channel=gaussian gives rewards on the judge's own scale, which may leave 0 to 1 where critic.regression=bce "
                 "cannot follow; set critic.regression: mse"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _exact_values_are_of_verdicts(self) -> "Config":
+        if self.critic is None or self.critic.oracle is None:
+            return self
+        asked = {"gamma": 1.0, "kl_coef": 0.0, "belief_coef": 0.0}
+        for name, needed in asked.items():
+            if (given := getattr(self.algorithm, name, needed)) != needed:
+                raise ValueError(
+                    f"critic.oracle knows what the verdict will be, without discount and penalties, and algorithm.{name}={given:g}; set "
+                    f"algorithm.{name}: {needed:g} or critic.oracle: null"
+                )
         return self
 
     @model_validator(mode="after")

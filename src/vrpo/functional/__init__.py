@@ -38,13 +38,12 @@ from vrpo.functional.sampling import SampledTokens, sample_tokens
 from vrpo.functional.semantic import clamped_nll, ema, quantile_threshold, uncertain_tokens
 from vrpo.functional.siblings import covered_values, sibling_correction
 from vrpo.functional.uncertainty import UNCERTAINTY_FEATURES, uncertainty_features
+from vrpo.functional.units import RewardUnits, reward_units, typical_rewards
 from vrpo.functional.value_losses import (
     Regression,
-    RewardUnits,
     check_targets,
     outputs_of,
     read_values,
-    reward_units,
     value_cross_entropy,
     value_mse_loss,
 )
@@ -108,6 +107,7 @@ __all__ = [
     "token_entropy_and_nll",
     "token_logprobs",
     "token_rewards",
+    "typical_rewards",
     "uncertain_tokens",
     "uncertainty_features",
     "value_cross_entropy",

@@ -7,7 +7,7 @@ hl_gauss   V = sum_i p_i c_i            cross-entropy of p = softmax(o) with a G
 A head of the first kind speaks in units of its own, V = offset + scale * o, where rewards are far from 0 to 1: `reward_units`.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,42 +22,6 @@ BINS, LOWEST, HIGHEST = 51, -1.2, 1.2
 """Bins of `hl_gauss` and their support, for returns in [-1, 1]."""
 SIGMA_IN_BINS = 0.75
 """Standard deviation of its target in bin widths, the ratio of arXiv:2403.03950."""
-
-
-OWN_UNITS = (1 / 32, 1.0)
-"""Root mean squares of rewards that a head learns as they are: those of 0/1 rewards, and what noise makes of them."""
-
-
-class RewardUnits(NamedTuple):
-    """What takes a head's output o to reward units: V = offset + scale * o."""
-
-    offset: float = 0.0
-    scale: float = 1.0
-
-
-def reward_units(rewards: Float[Tensor, " N"]) -> RewardUnits | None:
-    """Units in which a head with outputs near 0, and a learning rate made for rewards of 0 and 1, learns these as easily.
-
-        rms(r) in [1/32, 1]:  V = o
-        else:                 V = mean(r) + max|r - mean(r)| o
-
-    An optimizer of Adam's kind moves an output by about its learning rate a step whatever the loss, so rewards of 0 to 100 would be out
-    of a critic's reach. Popart (van Hasselt et al. 2016, arXiv:1602.07714) renews such units all the time; ours are set once, since
-    rewards of language models are bounded or stationary, and the largest deviation keeps rare rewards within 1.
-
-    Args:
-        rewards: of the first responses whose rewards differ, reward units.
-
-    Returns:
-        The units; None while all rewards are equal, or there are none: nothing is known of their scale.
-    """
-    rewards = rewards.detach().double()
-    if len(rewards) == 0 or bool((rewards == rewards[0]).all()):
-        return None
-    least, most = OWN_UNITS
-    if least <= float(rewards.square().mean().sqrt()) <= most:
-        return RewardUnits()
-    return RewardUnits(float(rewards.mean()), float((rewards - rewards.mean()).abs().max()))
 
 
 def outputs_of(kind: Regression) -> int:
@@ -120,7 +84,7 @@ def check_targets(targets: Float[Tensor, " N"], kind: Regression) -> None:
     if bool(outside.any()):
         raise ConfigError(
             f"critic.regression={kind} got the return {targets[outside][0].item():g}, it takes returns from {low:g} to {high:g}; "
-            "scale the reward, or use critic.regression: mse"
+            "scale the reward, lower algorithm.kl_coef and belief_coef, which are paid in it, or use critic.regression: mse"
         )
 
 

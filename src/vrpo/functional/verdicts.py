@@ -17,6 +17,8 @@ from torch import Tensor
 LOG_TINY = -30.0
 """Least log-probability of a channel: without noise what was seen is as good as certain, and its logarithm finite."""
 
+FARTHEST = 1e8
+"""Standard deviations beyond which a reward counts as equally far from both levels: the square of more is infinite in fp32."""
 MOST_CERTAIN = -1e-6
 """Largest log-belief: log(1 - q) stays finite."""
 
@@ -53,7 +55,7 @@ def gaussian_log_likelihoods(
         high: mean reward of right responses.
         std: standard deviation of the noise, above 0.
     """
-    z_right, z_wrong = (seen - high) / std, (seen - low) / std
+    z_right, z_wrong = (((seen - level) / std).clamp(-FARTHEST, FARTHEST) for level in (high, low))
     return -0.5 * z_right**2 - std.log(), -0.5 * z_wrong**2 - std.log()
 
 

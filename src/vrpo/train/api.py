@@ -189,7 +189,10 @@ class Trainer:
         """Clean reward of the trained model on the held-out rows."""
         if self._run is None:
             raise ConfigError("evaluate comes after train; call train first")
-        return self._run.evaluate()
+        try:
+            return self._run.evaluate()
+        finally:
+            self._run.close()  # an isolated reward function has started its process again
 
     def save_model(self, folder: str | Path) -> None:
         """The policy as an ordinary Hugging Face folder.

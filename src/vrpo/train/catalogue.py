@@ -123,7 +123,7 @@ METRICS: dict[str, MetricDoc] = {
 EVALUATIONS: dict[str, MetricDoc] = {
     "clean_greedy": _D("mean clean reward of one greedy completion a held-out prompt", "rises", "falls while clean_sampled rises: the policy is sharpened and unlearns"),
     "clean_sampled": _D("the same of `train.eval_samples` completions at rollout.temperature", "rises", "compare it at equal entropy: a sharper policy has more of it without knowing more"),
-    "sampled_entropy": _D("mean of -log pi over the tokens of those completions, nats a token", "falls slowly", "near 0: the policy gives one answer"),
+    "sampled_entropy": _D("mean of -log pi over the tokens of those completions, nats a token; pi as sampled: after top-k and top-p, where these are set", "falls slowly", "near 0: the policy gives one answer"),
     "best_sampled": _D("mean over prompts of the highest clean reward among those completions; pass@k of a 0/1 reward", "above clean_sampled where train.eval_samples > 1", "falls while clean_greedy rises: the policy gives up alternatives"),
     "prompts": _D("held-out prompts of the evaluation", "train.eval_prompts, or all there are", "few: an accuracy of 64 prompts has a standard error of up to .06"),
     "judged": _D("prompts whose greedy completion has a clean reward: those that clean_greedy is the mean of", "all of them", "few: gold covers few rows"),

@@ -15,14 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from vrpo.config.learning import DenoiserConfig, Nuisance
-from vrpo.functional import flip_log_likelihoods, gaussian_log_likelihoods, require_verdicts
+from vrpo.functional import (
+    flip_log_likelihoods,
+    gaussian_log_likelihoods,
+    require_verdicts,
+    typical_rewards,
+)
 from vrpo.train.nuisance import TokenSlopes, mean_and_std
 from vrpo.types import Batch, Metrics
 
 RATE_START, RATE_LIMIT = 0.1, 0.5
 """Learned rates start here, and stay below the limit, so that J > 0."""
 LEAST_STD = 0.1
-"""Of the Gaussian channel, in standard deviations of the first step's rewards: two sharp levels would be infinitely likely."""
+"""Of the Gaussian channel, in its scale: two sharp levels would be infinitely likely."""
+WIDER = 3.0
+"""Times the scale that later rewards must spread before it is renewed."""
 
 
 class _Floor(torch.autograd.Function):
@@ -102,7 +109,8 @@ class GaussianChannel(nn.Module):
     """low, high and std, learned from where the first step's rewards lie: mean -+ one standard deviation, and that.
 
     `numbers` [3 or 4]: low, high and log std in those standard deviations, from that mean; with a nuisance the slope on length too, in
-    those standard deviations of reward per standard deviation of the first step's lengths, from 0.
+    those standard deviations of reward per standard deviation of the first step's lengths, from 0. Outliers (`functional.typical_rewards`)
+    have no say, and rewards that later spread wider, as where nothing was right at first, renew mean and scale (`widen`).
 
     Args:
         nuisance: what besides the verdict moves the reward.
@@ -114,7 +122,7 @@ class GaussianChannel(nn.Module):
     ones to nonsense. A belief of 0.02 let those pass for right, and responses grew longer."""
 
     first: Tensor
-    """Mean and standard deviation of the first rewards; (0, 0) before there are any that differ."""
+    """Mean and standard deviation of the first rewards, or of those that renewed them; (0, 0) before there are any that differ."""
 
     first_tokens: Tensor
     """The same of the first lengths; with a nuisance alone."""
@@ -139,7 +147,7 @@ class GaussianChannel(nn.Module):
         counted = batch.mask.any(dim=1)
         if self.started or not bool(counted.any()):
             return
-        first = mean_and_std(batch.scores[counted])
+        first = mean_and_std(typical_rewards(batch.scores[counted]))
         if float(first[1]) > 0.0:
             if self.nuisance != "none":
                 self.first_tokens.copy_(mean_and_std(batch.mask.sum(dim=1)[counted]))
@@ -148,6 +156,26 @@ class GaussianChannel(nn.Module):
             self.first.copy_(
                 first
             )  # last, since it says that the others are there: a signal may come between
+
+    @torch.no_grad()
+    def widen(self, batch: Batch) -> None:
+        """Renew mean and scale where a step's rewards spread far wider than the first: what is learned moves by about a learning rate of that
+        scale, and would take thousands of steps. What is in force stays; not to be left halfway."""
+        counted = batch.mask.any(dim=1)
+        if not self.started or not bool(counted.any()):
+            return
+        now = mean_and_std(typical_rewards(batch.scores[counted]))
+        if float(now[1]) <= WIDER * float(self.first[1]):
+            return
+        low, high, std = self.parameters_in_force()
+        ratio = self.first[1] / now[1]
+        self.numbers[:3] = torch.stack(
+            [(low - now[0]) / now[1], (high - now[0]) / now[1], (std / now[1]).log()]
+        )
+        self.numbers[3:].mul_(ratio)
+        if self.tokens is not None:
+            self.tokens.slopes.mul_(ratio)
+        self.first.copy_(now)
 
     def parameters_in_force(self) -> tuple[Tensor, Tensor, Tensor]:
         """low, high, std."""

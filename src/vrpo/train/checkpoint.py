@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vrpo.algorithms.critic_objective import CriticState
-from vrpo.errors import CheckpointError
+from vrpo.errors import CheckpointError, VrpoError
 from vrpo.models.critic import Critic
 from vrpo.models.policy import Policy
 from vrpo.models.weights import load_critic_weights, load_policy_weights
@@ -197,7 +197,7 @@ def restore(path: Path, learner: Learner) -> Prepared | None:
         learner.critic_state = CriticState(**state["critic_state"])
         return load_prepared(path, learner.critic_state) if path.name == PAUSED else None
     except (KeyError, TypeError, ValueError, OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, CheckpointError):
+        if isinstance(error, VrpoError):
             raise
         # the manifest agrees and the content is still none of ours: written by other software, or forged
         reason = " ".join(str(error).split())[:200]

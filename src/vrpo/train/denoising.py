@@ -38,7 +38,7 @@ from vrpo.functional import (
 from vrpo.models.policy import Policy
 from vrpo.models.weights import load_policy_weights
 from vrpo.rng import stream
-from vrpo.train.channels import FlipChannel, build_channel
+from vrpo.train.channels import FlipChannel, GaussianChannel, build_channel
 from vrpo.train.metrics import mean_kl
 from vrpo.train.nuisance import WEIGHT_DECAY as SLOPES_WEIGHT_DECAY
 from vrpo.train.optim import adamw, load_optimizer_tensors, optimizer_tensors, parameters_of
@@ -150,7 +150,9 @@ class Denoiser:
         return loss, sums
 
     def remember(self, batch: Batch) -> None:
-        """Add a step's responses to the past; prompts leave it whole, so that siblings stay together."""
+        """Add a step's responses to the past; prompts leave it whole, so that siblings stay together. A channel sees on which scale they lie."""
+        if isinstance(self.channel, GaussianChannel):
+            self.channel.widen(batch)
         fresh = to_device(join([batch]), torch.device("cpu"))
         past = fresh if self.past is None else join([self.past, fresh])
         if (extra := len(past) - self.config.capacity) > 0:
@@ -207,6 +209,10 @@ class Denoiser:
         load_optimizer_tensors(self.optimizer, moments)
         # rates that are given now stand, and those that no longer are start anew
         channel, saved = self.channel.state_dict(), part("channel.")
+        if isinstance(self.channel, GaussianChannel) and not channel.keys() <= saved.keys():
+            saved["first"] = torch.zeros_like(
+                channel["first"]
+            )  # a nuisance that is new starts with the next rewards
         self.channel.load_state_dict(channel | {k: v for k, v in saved.items() if k in channel})
         past: dict[str, Any] = part("past.")
         # nothing reads the names of past samples

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vrpo.models import Policy
+from vrpo.tasks import Task
 from vrpo.train.sft import encode_examples
 from vrpo.types import Batch, ScoredRollout
 
@@ -49,6 +50,16 @@ def exact_values(
     low, high = _levels(batch)
     values = torch.where(batch.mask, low + (high - low) * chance, 0.0)
     return batch.with_(values=values, bootstrap=torch.zeros_like(batch.scores))
+
+
+def check_answers(task: Task, policy: Policy, column: str) -> None:
+    """Every prompt that may be drawn has a right response in `column`, and one that the model can read.
+
+    Raises:
+        DataError: one has none.
+    """
+    for prompt in task.checked_train_prompts():
+        encode_examples([prompt], policy, column, setting="critic.oracle")
 
 
 def _fit(x: Tensor, columns: int, *, fill: int) -> Tensor:

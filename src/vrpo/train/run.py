@@ -25,6 +25,7 @@ from vrpo.train.folder import RunFolder
 from vrpo.train.microbatches import Splitter
 from vrpo.train.notes import notes
 from vrpo.train.optim import adamw
+from vrpo.train.oracle import check_answers
 from vrpo.train.prepared import Prepared
 from vrpo.train.pseudo_labels import check_votes, majority_labels
 from vrpo.train.same_run import digest_of, inputs_of
@@ -226,6 +227,8 @@ def _build(
     policy, task = ingredients.policy, ingredients.task
     check_votes(config.rewards, task)
     check_fit(task, policy, rewards.pipeline, max_completion_length=config.rollout.max_completion_length)
+    if config.critic is not None and config.critic.oracle is not None:
+        check_answers(task, policy, config.critic.oracle)
     algorithm = build_algorithm(config.algorithm)
     engine = TorchEngine(policy, policy.tokenizer, config.rollout, seed=config.train.seed)
     critic, objective = _build_critic(config, policy, algorithm)

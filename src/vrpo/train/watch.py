@@ -75,8 +75,10 @@ class _Run:
         return _mean(self.recent, name)
 
     def then(self, name: str) -> float | None:
-        """Mean over the first BASELINE lines in which the policy learned."""
-        return _mean(self.history[self.warmup : self.warmup + BASELINE], name)
+        """Mean over the first BASELINE lines with it since the policy learns; a step in which all rewards are missing has none."""
+        earlier = self.history[self.warmup : self.end - WINDOW]
+        having = [line for line in earlier if _mean([line], name) is not None][:BASELINE]
+        return _mean(having, name) if len(having) == BASELINE else None
 
     def before(self) -> list[Sequence[Line]]:
         """Windows to compare the recent one with: the policy's first, and the one LOOKBACK steps ago, if they are apart."""
