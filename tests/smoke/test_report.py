@@ -12,8 +12,8 @@ from tests.smoke.test_runs import cli, run, small
 from vrpo.errors import CheckpointError
 from vrpo.report import _names, write_report
 from vrpo.report.curves import PANELS, Panel, _curve, draw
-from vrpo.report.read import Record, read_run
-from vrpo.report.tokens import STEPS_SHOWN, _Scale, transcripts
+from vrpo.report.read import STEPS_SHOWN, Record, read_run
+from vrpo.report.tokens import _Scale, transcripts
 from vrpo.study.figure import SMOOTHING
 from vrpo.train.catalogue import EVALUATIONS, explain_metric
 from vrpo.train.transcript import KEPT

@@ -1,5 +1,6 @@
 """The supervised warm start, as `vrpo sft` runs it."""
 
+import io
 import json
 from dataclasses import replace
 
@@ -77,6 +78,15 @@ def test_a_row_without_the_target_names_the_setting(tmp_path):
     (tmp_path / "taken" / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="choose another --out"):
         sft(settings(), out=tmp_path / "taken", console=QUIET)
+
+
+def test_targets_that_evaluations_would_cut_are_counted_before_the_first_step(tmp_path):
+    for limit, told in ((2, True), (6, False)):
+        console = Console(record=True, quiet=False, file=io.StringIO(), width=200)
+        short = SMALL["rollout"] | {"max_completion_length": limit}
+        sft(settings(rollout=short, steps=1, eval_prompts=8), out=tmp_path / str(limit), console=console)
+        shown = console.export_text()
+        assert ("targets have more than rollout.max_completion_length=2" in shown) == told
 
 
 def test_nothing_is_trained_that_could_not_be_kept_and_what_is_evaluated_is_kept(tmp_path, monkeypatch):

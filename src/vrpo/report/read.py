@@ -12,6 +12,11 @@ from vrpo.train.folder import RunFolder
 
 Line = Mapping[str, Any]
 
+STEPS_SHOWN = 4
+"""Steps whose responses a page shows."""
+BY_TOKEN = "by_token"
+"""Key of a line with numbers for each token: the first few of a step, not those that are there for their errors."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
@@ -31,7 +36,7 @@ class Record:
     evaluations: Sequence[Line]
     warnings: Sequence[Line]
     responses: Sequence[Line]
-    """Lines of rollouts.jsonl."""
+    """Lines of rollouts.jsonl: the first responses of a few steps, as many as a page shows."""
 
 
 def read_run(path: Path, name: str) -> Record:
@@ -59,5 +64,13 @@ def read_run(path: Path, name: str) -> Record:
         metrics=folder.read_metrics(),
         evaluations=folder.read_evaluations(),
         warnings=folder.read_warnings(),
-        responses=[line for line, _ in read_lines(folder.rollouts)],
+        responses=_shown(folder.rollouts),
     )
+
+
+def _shown(rollouts: Path) -> list[Line]:
+    """Lines of a few steps, from the first to the last. A long run has more tokens than memory wants to hold, so it is read twice."""
+    steps = sorted({line["step"] for line, _ in read_lines(rollouts) if BY_TOKEN in line})
+    last = len(steps) - 1
+    chosen = {steps[round(i * last / (STEPS_SHOWN - 1))] for i in range(STEPS_SHOWN)} if steps else set()
+    return [line for line, _ in read_lines(rollouts) if BY_TOKEN in line and line["step"] in chosen]

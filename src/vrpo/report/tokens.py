@@ -6,8 +6,6 @@ from typing import Any
 
 from vrpo.report.read import Line, Record
 
-STEPS_SHOWN = 4
-"""Steps whose responses are shown, from the first to the last."""
 PROMPT_END = 160
 """Characters of a prompt's end that are shown."""
 HIGH, LOW = "11, 110, 153", "217, 115, 13"
@@ -20,16 +18,15 @@ STYLE = """
 
 def transcripts(record: Record) -> list[str]:
     """A heading, a table for each step that is shown, and how to read them; nothing for runs of an earlier version."""
-    lines = [line for line in record.responses if "by_token" in line]
+    lines = record.responses
     if not lines:
         return []
     column = "value" if any("value" in line["by_token"] for line in lines) else "advantage"
     numbers = [x for line in lines for x in line["by_token"].get(column, ())]
     scale = _Scale(numbers)
-    steps = sorted({line["step"] for line in lines})
-    chosen = sorted({steps[round(i * (len(steps) - 1) / (STEPS_SHOWN - 1))] for i in range(STEPS_SHOWN)})
     tables = [
-        _table(step, [line for line in lines if line["step"] == step], column, scale) for step in chosen
+        _table(step, [line for line in lines if line["step"] == step], column, scale)
+        for step in sorted({line["step"] for line in lines})
     ]
     what = "the critic's value before it" if column == "value" else "its advantage"
     caption = (

@@ -48,8 +48,16 @@ def sft(config: SftConfig, *, out: str | Path, console: Console | None = None) -
     check_fit(task, policy, rewards, max_completion_length=config.rollout.max_completion_length)
     engine = TorchEngine(policy, tokenizer, config.rollout, seed=config.seed)
     held_out = task.eval_prompts(settings.eval_prompts)
-    for prompt in task.checked_train_prompts():
-        encode_examples([prompt], policy, settings.target_column)
+    limit = config.rollout.max_completion_length
+    lengths = [
+        int(encode_examples([prompt], policy, settings.target_column)[2].sum())
+        for prompt in task.checked_train_prompts()
+    ]
+    if (cut := sum(length > limit for length in lengths)) > 0:
+        console.print(
+            f"{cut} of {len(lengths)} targets have more than rollout.max_completion_length={limit} tokens (the longest {max(lengths)}): "
+            "what is learned of them is cut in evaluations; raise it"
+        )
     with storing(out):  # before anything is trained that could not be kept
         out.mkdir(parents=True, exist_ok=True)
         replace_file(out / "sft.json", json.dumps({"steps": 0}) + "\n")
