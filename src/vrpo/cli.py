@@ -86,12 +86,13 @@ def train_command(  # noqa: PLR0917 (typer reads the options off the parameters)
         console.print("dry run: the configuration is valid; nothing was trained")
         return
     from vrpo.train.api import train
+    from vrpo.train.closing import print_end
 
     _print_batch_plan(settings)
     default = Path("runs") / f"{_recipe_name(config)}-{settings.algorithm.type}-s{settings.train.seed}"
     folder = out or (config if resume and (config / "run.json").is_file() else default)
     summary = train(settings, out=folder, resume=resume, checkpoint=checkpoint, allow_changes=allow_changes)
-    _print_accuracy(summary, by_others=settings.rewards.knows_clean)
+    print_end(console, summary, settings)
     console.print(f"run folder: {folder}   its page: vrpo report {folder}", markup=False)
 
 
@@ -373,26 +374,6 @@ def _print_batch_plan(settings: Config) -> None:
     from vrpo.train.batch_plan import batch_plan
 
     console.print("\n".join(batch_plan(settings)), markup=False)
-
-
-def _print_accuracy(summary: dict[str, Any], *, by_others: bool) -> None:
-    """The accuracies; `by_others`: judged by something else than what the policy learned from."""
-    accuracy = summary["clean_accuracy"]
-    some_missing = any(e["missing"] for e in accuracy.values())
-    table = Table("held-out clean accuracy", "step", "greedy", "sampled", *["prompts judged"] * some_missing)
-    for name in ("first", "best", "final"):
-        e = accuracy[name]
-        judged = [f"{e['judged']} of {e['prompts']}"] * some_missing
-        table.add_row(name, str(e["step"]), f"{e['greedy']:.3f}", f"{e['sampled']:.3f}", *judged)
-    console.print(table)
-    if not by_others:
-        console.print(
-            "judged by the reward functions themselves; name functions you trust in rewards.gold to see their errors"
-        )
-    if liked := summary.get("judge_pays_for"):
-        words = ", ".join(f"{text!r} {slope:+.2f}" for text, slope in liked["occurring"].items())
-        line = f"besides the verdict the judge pays {liked['a_token_more']:+.2f} for a token more"
-        console.print(line + (f", and for tokens that occur: {words}" if words else ""), markup=False)
 
 
 if __name__ == "__main__":

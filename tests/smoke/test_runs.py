@@ -607,6 +607,42 @@ def test_an_accuracy_of_few_judged_prompts_says_so(capsys, tmp_path, recipe):
     assert cell_numbers(tmp_path / "run")["final_greedy"] == summary["clean_accuracy"]["final"]["greedy"]
 
 
+def test_rewards_that_are_missing_or_no_shares_are_called_so(capsys, tmp_path, recipe):
+    judges = tmp_path / "judges.py"
+    judges.write_text(
+        "def points(completions, answer):\n    return [100.0 * (c == a) for c, a in zip(completions, answer)]\n"
+        "def shy(completions):\n    return [None if len(c) % 2 else 5.0 for c in completions]\n"
+    )
+    functions = (
+        f"[{{type: function, file: {judges}, name: points}}, {{type: function, file: {judges}, name: shy}}]"
+    )
+    out = tmp_path / "run"
+    status, text, error = cli(capsys, "train", str(recipe), "--out", str(out), "--set", f"rewards={{functions: {functions}, max_failed: 1.0}}")  # fmt: skip
+    assert status == 0, error
+    text = " ".join(text.split())
+    assert " without a reward" in text and "held-out clean reward" in text and "clean accuracy" not in text
+    missing = json.loads((out / "summary.json").read_text())["rewards_missing"]
+    assert f"{missing:.0f} of 64 responses had no reward and taught nothing" in text
+    assert ("`rewards.combine: answered` sums the others" in text) == (missing > 6.4)
+
+
+def test_a_judge_that_fails_late_takes_no_step_and_the_line_says_how_to_go_on(capsys, tmp_path, recipe):
+    judge = tmp_path / "judge.py"
+    judge.write_text(
+        "CALLS = []\n"
+        "def late(completions, answer):\n    CALLS.append(1)\n    if len(CALLS) > 3:\n        raise OSError('gone')\n"
+        "    return [float(c == a) for c, a in zip(completions, answer)]\n"
+    )
+    out = tmp_path / "run"
+    functions = f"{{type: function, file: {judge}, name: late, isolation: none, timeout: null, retries: 0}}"
+    status, _, error = cli(capsys, "train", str(recipe), "--out", str(out), "--set", f"rewards={{functions: {functions}}}")  # fmt: skip
+    kept = len(lines(out))
+    assert status == 2 and 0 < kept < 4
+    assert "gone" in error and f"whole step{'s are' if kept > 1 else ' is'} kept, continue with --out {out} --resume" in error  # fmt: skip
+    judge.write_text(judge.read_text().replace("> 3", "> 300"))
+    assert cli(capsys, "train", str(recipe), "--out", str(out), "--resume", "--allow-changes")[0] == 0
+
+
 def test_the_commands(capsys, tmp_path, recipe):
     out = str(tmp_path / "run")
     status, text, _ = cli(capsys, "train", str(recipe), "--out", out)

@@ -42,10 +42,11 @@ def test_the_command_imitates_answers_and_leaves_a_model_to_train(tmp_path, caps
     with pytest.raises(SystemExit, match="0"):
         main(command)
     shown = " ".join(capsys.readouterr().out.split())
-    assert all(f"sft step {step}/60" in shown for step in (20, 40, 60))
+    assert all(f"sft step {step}/60" in shown for step in (0, 20, 40, 60))
     result = json.loads((tmp_path / "model" / "sft.json").read_text())
     losses = [float(part.split()[0]) for part in shown.split("loss ")[1:]]
     assert result["steps"] == 60 and losses[-1] < losses[0]
+    assert f"sft step 0/60 held-out accuracy: greedy {result['greedy_before']:.3f}" in shown
     before, after = (
         load_policy(config.model, seed=0),
         load_policy(config.model.model_copy(update={"path": str(tmp_path / "model")}), seed=0),
@@ -72,7 +73,7 @@ def test_it_stops_where_accuracy_leaves_room_as_gold_sees_it(tmp_path):
 
 
 def test_a_row_without_the_target_names_the_setting(tmp_path):
-    with pytest.raises(DataError, match=r"no text in column 'essay', but None; .*set sft\.target_column"):
+    with pytest.raises(DataError, match=r"no column 'essay', there is .*'answer'.*; set sft\.target_column"):
         sft(settings(target_column="essay"), out=tmp_path / "model", console=QUIET)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "adapter_config.json").write_text("{}")

@@ -434,6 +434,31 @@ def test_gold_on_few_prompts_is_compared_with_the_rewards_of_these_prompts():
     assert any(
         f"{told}: 100% of the prompts have different rewards, 50%" in line for line in advise(diagnose(noisy))
     )
+    # partial credit that comes out the same again is an order, not noise
+    graded = [
+        Judged(
+            prompt_id=j.prompt_id,
+            completion=j.completion,
+            length=j.length,
+            rewards=(5 * j.rewards[0] - 1,) * 2,
+            gold=j.gold,
+        )
+        for j in noisy
+    ]
+    lines = advise(diagnose(graded))
+    assert not any(told in line for line in lines)
+    assert any("orders completions that gold calls equally right: 100%" in line for line in lines)
+
+
+def test_prompts_whose_rewards_are_missing_are_counted():
+    rows = [
+        Judged(prompt_id=f"p{n}", completion="a", length=1, rewards=(None if n == 0 else float(k),))
+        for n in range(3)
+        for k in range(2)
+    ]
+    found = diagnose(rows)
+    assert (found.completions, found.prompts) == (6, 3)
+    assert any("33%" in line and "rewards.combine: answered" in line for line in advise(found))
 
 
 def test_more_generations_are_advised_only_where_they_would_help():

@@ -137,7 +137,7 @@ def test_waiting_is_bounded(server):
         judged(server, "4", "5", timeout=0.5)
     assert time.perf_counter() - started < 2.5
     server.behave = lambda asked, number: time.sleep(1) or right(asked, number)
-    with pytest.raises(RewardError, match="http: http: MaxRetryError"):
+    with pytest.raises(RewardError, match="http: http: no answer of"):
         judged(server, "4", request_timeout=0.2, attempts=1)
 
 
@@ -206,8 +206,25 @@ def test_label_noise_on_a_column_that_is_not_sent_is_refused(server):
 
 def test_nobody_listens(server):
     url = "http://127.0.0.1:1/"
-    with pytest.raises(RewardError, match="http: http: MaxRetryError"):
+    with pytest.raises(
+        RewardError, match=r"http: http: cannot connect to http://127\.0\.0\.1:1/, in 2 attempts"
+    ):
         judged(server, "4", url=url, attempts=2)
+
+
+def test_an_answer_that_is_none_is_shown_and_one_that_does_not_come_is_waited_for_no_longer(server):
+    for said, shown in (
+        (b'{"scores": [1]}', r'\{"scores": \[1\]\}'),
+        (b"<html>", "<html>"),
+        (b"", "nothing"),
+    ):
+        server.behave = lambda asked, number, said=said: (200, {}, said)
+        wanted = rf'{address(server)} must answer \{{"rewards": \[1 numbers or null\]\}}, it answered {shown}'
+        with pytest.raises(RewardError, match=wanted):
+            judged(server, "4")
+    server.behave = lambda asked, number: time.sleep(1) or right(asked, number)
+    with pytest.raises(RewardError, match=rf"no answer of {address(server)} within 0\.2 s, in 1 attempt;"):
+        judged(server, "4", attempts=1, request_timeout=0.2)
 
 
 def test_headers_come_from_the_environment(server, monkeypatch):

@@ -397,7 +397,7 @@ IMPORTS = {
     "hangs": ("import time; time.sleep(60)", "timeout while it was loaded .*not loaded within 1 s"),
     "lacks it": (
         "def other(completions): ...",
-        r"no function 'mine'; it defines \['other'\]; correct rewards\.functions\.name$",
+        r"no function 'mine'; it defines \['other'\]; correct the name in rewards\.functions, rewards\.gold or --gold$",
     ),
     "is no function": ("mine = 3", "no function 'mine'"),
 }

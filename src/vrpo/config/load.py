@@ -121,7 +121,8 @@ def _check_keys(value: object, path: tuple[str, ...], around: tuple[int, ...]) -
 
 def explain_validation(schema: type[BaseModel], error: ValidationError) -> str:
     """The first mistake in one line; the number of further ones, if any."""
-    mistakes = error.errors()
+    # a misspelt key may be the one that seems to be missing
+    mistakes = sorted(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
     first = mistakes[0]
     # pydantic puts the tag of a discriminated union into the location; a user's key path has none
     path = _user_path(schema, first["loc"])

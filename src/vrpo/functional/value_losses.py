@@ -84,7 +84,7 @@ def check_targets(targets: Float[Tensor, " N"], kind: Regression) -> None:
     if bool(outside.any()):
         raise ConfigError(
             f"critic.regression={kind} got the return {targets[outside][0].item():g}, it takes returns from {low:g} to {high:g}; "
-            "scale the reward, lower algorithm.kl_coef and belief_coef, which are paid in it, or use critic.regression: mse"
+            "scale the reward (of -1 and 1 return (r + 1) / 2), lower algorithm.kl_coef and belief_coef, which are paid in it, or use critic.regression: mse"
         )
 
 

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from vrpo.report.read import Record
 from vrpo.study.figure import COLOURS, SMOOTHING, STYLE, new_figure
+from vrpo.train.closing import name_of_clean
 
 DASHES = ("-", "--", ":", "-.")
 COLUMNS = 3
@@ -93,7 +94,7 @@ def draw(records: Sequence[Record]) -> str:
 
 
 def _fill(axes: Any, panel: Panel, records: Sequence[Record]) -> None:
-    axes.set_title(panel.title, fontsize=10)
+    axes.set_title(_title(panel, records), fontsize=10)
     axes.grid(alpha=0.25)
     drawn: dict[str, str] = {}
     for (label, name), dash in zip(panel.lines.items(), DASHES, strict=False):
@@ -105,6 +106,15 @@ def _fill(axes: Any, panel: Panel, records: Sequence[Record]) -> None:
         colour = COLOURS[0] if len(records) == 1 else "#555555"
         lines = [Line2D([], [], color=colour, linestyle=dash) for dash in drawn.values()]
         axes.legend(lines, list(drawn), frameon=False, fontsize=8)
+
+
+def _title(panel: Panel, records: Sequence[Record]) -> str:
+    """The panel's, but no accuracy where it cannot be a share."""
+    if not panel.evaluated:
+        return panel.title
+    lines = [line for record in records for line in record.evaluations]
+    known = [line[name] for name in panel.lines.values() for line in lines if line.get(name) is not None]
+    return panel.title.replace("clean accuracy", name_of_clean(*known))
 
 
 def _name_runs(figure: Figure, records: Sequence[Record]) -> None:

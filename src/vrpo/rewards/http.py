@@ -106,10 +106,11 @@ class HttpJudge:
         count = len(block["completions"])
         try:
             return self._post(block, count, pool)
+        except Fault as fault:
+            return [fault] * count
         # whatever a server makes the libraries raise is the fault of its answer
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            return [Fault("http", f"{type(error).__name__}: {reason}")] * count
+            return [Fault("http", self._unreachable(error))] * count
 
     def _post(self, block: dict[str, list[Any]], count: int, pool: urllib3.PoolManager) -> list[Any]:
         config = self._config
@@ -131,10 +132,33 @@ class HttpJudge:
             timeout=urllib3.Timeout(total=config.request_timeout),
         )
         if answer.status != 200:
-            told = " ".join(answer.data[:200].decode("utf-8", "replace").split())
-            raise Fault("http", f"status {answer.status} of {config.url}" + (f": {told}" if told else ""))
-        data = json.loads(answer.data)
+            told = f": {_beginning(answer.data)}" if answer.data else ""
+            raise Fault("http", f"status {answer.status} of {config.url}{told}")
+        try:
+            data = json.loads(answer.data)
+        except (ValueError, RecursionError):
+            data = None
         rewards = data.get("rewards") if isinstance(data, dict) else None
         if not isinstance(rewards, list) or len(rewards) != count:
-            raise Fault("http", f'the answer is not {{"rewards": [{count} numbers or null]}}')
+            wanted = f'{{"rewards": [{count} numbers or null]}}'
+            raise Fault("http", f"{config.url} must answer {wanted}, it answered {_beginning(answer.data)}")
         return rewards
+
+    def _unreachable(self, error: Exception) -> str:
+        """Why there was no answer, in the user's words where they are known."""
+        config = self._config
+        reason = getattr(error, "reason", None) or error
+        tries = f"in {config.attempts} attempt{'s' * (config.attempts > 1)}"
+        match reason:
+            case urllib3.exceptions.ReadTimeoutError():
+                return f"no answer of {config.url} within {config.request_timeout:g} s, {tries}"
+            case urllib3.exceptions.ConnectTimeoutError() | urllib3.exceptions.NewConnectionError():
+                return f"cannot connect to {config.url}, {tries}"
+            case _:
+                said = " ".join(str(reason).split())[:200]
+                return f"{config.url}: {type(reason).__name__}: {said}"
+
+
+def _beginning(data: bytes) -> str:
+    """The first words of an answer, on one line."""
+    return " ".join(data[:200].decode("utf-8", "replace").split()) or "nothing"

@@ -114,7 +114,7 @@ def flip_each(
         if item.reward not in (0.0, 1.0):
             raise RewardError(
                 f"{kind} noise got the reward {item.reward:g} of {item.rollout.sample_id}, it inverts rewards that are 0 "
-                "or 1; use one 0/1 function of weight 1, and put this noise before kinds that add to the reward"
+                "or 1; use one 0/1 function of weight 1 (of -1 and 1 return (r + 1) / 2), and put this noise before kinds that add to the reward"
             )
         channel = rates(item)
         channels.setdefault((channel.false_positive, channel.false_negative), []).append(row)

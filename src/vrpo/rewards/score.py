@@ -222,7 +222,7 @@ def _evaluate(
                 "on_error: raise" if function.on_error == "raise" else f"rewards.max_failed is {max_failed:g}"
             )
             raise RewardError(
-                f"at least {failed} of {len(rollouts)} verdicts failed, and {rule}; {outcomes[row][1]}; fix the function, or raise what "
+                f"at least {failed} of {len(rollouts)} verdicts failed, and {rule}; {outcomes[row][1]}; mend what judges, or raise what "
                 "it may fail on"
             )
     return outcomes

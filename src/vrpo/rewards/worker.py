@@ -141,7 +141,10 @@ def _load(task: dict[str, Any]) -> Callable[..., Any]:
     own = {k: v for k, v in vars(module).items() if getattr(v, "__module__", None) == spec.name}
     names = sorted(k for k, v in own.items() if callable(v) and not k.startswith("_"))
     if not callable(getattr(module, task["name"], None)):
-        raise LookupError(f"no function {task['name']!r}; it defines {names}; correct rewards.functions.name")
+        raise LookupError(
+            f"no function {task['name']!r}; it defines {names}; correct the name in rewards.functions, "
+            "rewards.gold or --gold"
+        )
     return getattr(module, task["name"])
 
 

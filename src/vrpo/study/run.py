@@ -115,7 +115,7 @@ def _report(study: Study, *, record_to: Path | None, console: Console) -> None:
     for plain in write_report(study, record_to=record_to):
         console.print(to_rich(plain))
     console.print(
-        f"{study.title}\npage: {out / 'study.html'}   figures: {out / 'curves.png'} and others   numbers: {out / 'summary.json'}",
+        f"study {study.title}\npage: {out / 'study.html'}   figures: {out / 'curves.png'} and others   numbers: {out / 'summary.json'}",
         markup=False,
     )
 

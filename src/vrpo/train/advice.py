@@ -242,9 +242,11 @@ def _generations(found: Diagnosis) -> list[str]:
             + _more_generations(found)
         ]
     if found.mixed is not None and found.different is not None and found.mixed < found.different - 0.1:
+        shares = f"{found.different:.0%} of the prompts have different rewards, {found.mixed:.0%} different gold verdicts"
+        if found.binary or found.repeat_share:
+            return [f"noise makes dead groups look alive: {shares}"]
         return [
-            f"noise makes dead groups look alive: {found.different:.0%} of the prompts have different rewards, {found.mixed:.0%} "
-            "different gold verdicts"
+            f"the reward also orders completions that gold calls equally right: {shares}; see whether it should"
         ]
     return []
 
@@ -268,5 +270,6 @@ def _missing(found: Diagnosis) -> list[str]:
     if found.missing <= MUCH_MISSING:
         return []
     return [
-        f"{found.missing:.0%} of the rewards are missing: those completions teach nothing; look at the reward's errors"
+        f"{found.missing:.0%} of the rewards are missing: those completions teach nothing; look at the reward's errors, and where it returns "
+        "None (with several functions `rewards.combine: answered` sums those that answer)"
     ]

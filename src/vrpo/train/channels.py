@@ -79,7 +79,7 @@ class FlipChannel(nn.Module):
         Raises:
             RewardError: a reward is neither 0 nor 1.
         """
-        fix = "use one 0/1 function of weight 1, `denoiser.channel: gaussian`, or `denoiser: null`"
+        fix = "use one 0/1 function of weight 1 (of -1 and 1 return (r + 1) / 2), `denoiser.channel: gaussian`, or `denoiser: null`"
         require_verdicts(batch.scores[batch.mask.any(dim=1)], "the denoiser", fix)
 
     def log_likelihoods(self, batch: Batch) -> tuple[Tensor, Tensor]:

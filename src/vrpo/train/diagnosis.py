@@ -179,7 +179,7 @@ def diagnose(judged: Sequence[Judged]) -> Diagnosis:
     found = biases(*columns, rewards, gold)
     return Diagnosis(
         completions=len(judged),
-        prompts=len(groups),
+        prompts=len({j.prompt_id for j in judged}),
         missing=float(np.mean([np.mean([r is None for r in j.rewards]) for j in judged])),
         binary=binary,
         mean=float(rewards.mean()),

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vrpo.errors import NumericsError, StorageError
+from vrpo.errors import INPUT_ERRORS, NumericsError, StorageError
 from vrpo.rollout import collate
 from vrpo.train.clock import Clock
 from vrpo.train.files import finite
@@ -29,7 +29,7 @@ from vrpo.train.oracle import exact_values
 from vrpo.train.prepared import Prepared
 from vrpo.train.progress import Display
 from vrpo.train.run import Run
-from vrpo.train.signals import GivenUp, StopRequest, stop_requested
+from vrpo.train.signals import GivenUp, StopRequest, kept, stop_requested
 from vrpo.train.summary import summarise
 from vrpo.train.transcript import transcript
 from vrpo.train.update import Paused, UpdateStats
@@ -59,10 +59,12 @@ def train(run: Run, display: Display) -> dict[str, object]:
                 raise
             except StorageError:
                 raise
-            except Exception:
+            except Exception as error:
                 # a judge that is gone, a reward no critic can read, a tracker that is down take nothing that was learned with them
                 if run.learner.step > 0 and run.paused is None:
                     save_whole_step(run)
+                    if isinstance(error, INPUT_ERRORS):
+                        error.args = (f"{error}; {kept(run.learner.step, run.folder.path)}", *error.args[1:])
                 raise
             if run.paused is None:
                 save_whole_step(run)

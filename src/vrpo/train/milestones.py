@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vrpo.errors import NumericsError
+from vrpo.errors import NumericsError, RewardError
 from vrpo.train import checkpoint
 from vrpo.train.numerics import worst_tokens
 from vrpo.train.progress import Display
@@ -23,8 +23,12 @@ def evaluate_if_due(run: Run, display: Display, stop: StopRequest) -> None:
     wanted = step in (0, config.steps) or due(step, config.eval_every)
     if not wanted or any(e["step"] == step for e in run.folder.read_evaluations()):
         return
-    with stop.abandonable():
-        result = run.evaluate()
+    try:
+        with stop.abandonable():
+            result = run.evaluate()
+    except RewardError as error:
+        error.args = (f"in the evaluation at step {step}: {error}", *error.args[1:])
+        raise
     display.evaluation(step, result)
     run.folder.append_evaluation(step, result)
 

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vrpo.train.closing import name_of_clean
 from vrpo.types import EvalResult, Metrics
 
 LINES_PER_RUN = 10
@@ -83,6 +84,8 @@ class Terminal:
         if "val/explained_var" in metrics:
             numbers += f"  EV {metrics['val/explained_var']:+.2f}"
         numbers += f"  {metrics['tokens_per_second/step']:,.0f} tok/s{self._clean}"
+        if (silent := metrics["rewards/missing"] - metrics["rewards/errors"]) > 0:
+            numbers += f"  {silent:.0f} without a reward"
         if metrics["rewards/errors"]:
             numbers += f"  [red]{metrics['rewards/errors']:.0f} rewards failed[/red]"
         if gold := metrics.get("rewards/gold_errors"):
@@ -100,7 +103,8 @@ class Terminal:
         of = f" of {result.judged}" if few else ""
         self._clean = f"  clean {result.greedy:.3f}{of} at step {step}"
         if self._progress is None:
-            line = f"{self._name} step {step}  clean accuracy: greedy {result.greedy:.3f}, sampled {result.sampled:.3f}{few}"
+            what = name_of_clean(result.greedy, result.sampled)
+            line = f"{self._name} step {step}  {what}: greedy {result.greedy:.3f}, sampled {result.sampled:.3f}{few}"
             if result.denoiser_greedy is not None:
                 line += f"; denoiser's model {result.denoiser_greedy:.3f}"
             self._say(line)

@@ -63,6 +63,10 @@ def sft(config: SftConfig, *, out: str | Path, console: Console | None = None) -
         replace_file(out / "sft.json", json.dumps({"steps": 0}) + "\n")
     optimizer = adamw(policy, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
     result: dict[str, Any] = {}
+    before = evaluate(engine, rewards, held_out, samples=1, step=0, policy_version=0)
+    console.print(
+        f"sft step 0/{settings.steps}  held-out accuracy: greedy {before.greedy:.3f}, sampled {before.sampled:.3f}"
+    )
     for step in range(1, settings.steps + 1):
         prompts = task.draw(seed=config.seed, step=step - 1, count=settings.batch)
         set_learning_rate(optimizer, settings.learning_rate * (1.0 - 0.9 * (step - 1) / settings.steps))
@@ -72,7 +76,13 @@ def sft(config: SftConfig, *, out: str | Path, console: Console | None = None) -
             console.print(
                 f"sft step {step}/{settings.steps}  loss {loss:.3f}  held-out accuracy: greedy {accuracy.greedy:.3f}, sampled {accuracy.sampled:.3f}"
             )
-            result = {"steps": step, "loss": loss, "greedy": accuracy.greedy, "sampled": accuracy.sampled}
+            result = {
+                "steps": step,
+                "loss": loss,
+                "greedy": accuracy.greedy,
+                "sampled": accuracy.sampled,
+                "greedy_before": before.greedy,
+            }
             with storing(out):
                 policy.save_pretrained(out)
             replace_file(out / "sft.json", json.dumps(result, indent=2) + "\n")
@@ -103,7 +113,12 @@ def target_of(prompt: Prompt, column: str, *, setting: str = "sft.target_column"
     Raises:
         DataError: the row has no text in `column`, which `setting` names.
     """
-    target = prompt.columns.get(column)
+    if column not in prompt.columns:
+        there = ", ".join(map(repr, prompt.columns)) or "none"
+        raise DataError(
+            f"row {prompt.prompt_id} has no column {column!r}, there is {there}; set {setting} to the one with the right response"
+        )
+    target = prompt.columns[column]
     target = str(target) if type(target) is int else target
     if not isinstance(target, str) or not target:
         raise DataError(

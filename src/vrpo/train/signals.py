@@ -12,13 +12,21 @@ from pathlib import Path
 from types import FrameType
 
 
+def how_to_continue(folder: Path) -> str:
+    """What a user does next with a run that has stopped."""
+    return f"continue with --out {folder} --resume (in Python a new Trainer's train(resume=True))"
+
+
+def kept(steps: int, folder: Path) -> str:
+    """The same, after an error that took none of the run's whole steps."""
+    return f"{steps} whole step{'s are' if steps > 1 else ' is'} kept, {how_to_continue(folder)}"
+
+
 class Stopped(Exception):
     """A signal ended the run after a checkpoint."""
 
     def __init__(self, signum: int, folder: Path) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(signum).name}; continue with --out {folder} --resume (in Python a new Trainer's train(resume=True))"
-        )
+        super().__init__(f"stopped by {signal.Signals(signum).name}; {how_to_continue(folder)}")
         self.exit_code = 128 + signum
 
 
