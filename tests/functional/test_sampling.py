@@ -169,10 +169,10 @@ def test_rows_are_sampled_in_pieces_that_stay_in_the_cache(monkeypatch):
     g = torch.Generator().manual_seed(4)
     logits, u = torch.randn(9, 40, generator=g), torch.rand(9, generator=g)
     whole = sample_tokens(logits, u, temperature=1.0, top_k=0, top_p=0.9)
-    monkeypatch.setitem(sampling.CHUNK_LOGITS, "cpu", 100)
+    monkeypatch.setitem(sampling.PIECE, "cpu", 160)
     shapes = []
     sample = sampling._sample
     monkeypatch.setattr(sampling, "_sample", lambda x, *rest: shapes.append(x.shape) or sample(x, *rest))
     in_pieces = sample_tokens(logits, u, temperature=1.0, top_k=0, top_p=0.9)
-    assert shapes == [(2, 40)] * 4 + [(1, 40)]
+    assert shapes == [(4, 40), (4, 40), (1, 40)]
     assert all(torch.equal(a, b) for a, b in zip(whole, in_pieces, strict=True))

@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from vrpo.functional.chunked_head import CHUNK_LOGITS
-
 BLOCK = 256
 """Words of a block of the inverse CDF."""
+PIECE = {"cpu": 2**16, "cuda": 2**27}
+"""Logits that are sampled from at once, by device: on a CPU what is made of them stays in the cache; on a GPU all, or nearly."""
+FEWEST_ROWS = 4
+"""Of a piece: fewer cost more in calls than the cache saves."""
 CANDIDATES = 1024
 """Likeliest words that top-p looks among first on a CPU: sorting all of them takes most of a step's time."""
 
@@ -53,8 +55,7 @@ def sample_tokens(
     Returns:
         tokens and their log-probabilities. A row with NaN logits gets NaN log-probabilities.
     """
-    # rows do not know of each other: so many at once that what is made of them stays in the cache
-    rows = max(CHUNK_LOGITS.get(logits.device.type, CHUNK_LOGITS["cpu"]) // logits.shape[-1], 1)
+    rows = max(PIECE.get(logits.device.type, PIECE["cpu"]) // logits.shape[-1], FEWEST_ROWS)
     pieces = [
         _sample(some, drawn, temperature, top_k, top_p)
         for some, drawn in zip(logits.split(rows), uniforms.split(rows), strict=True)
