@@ -307,6 +307,20 @@ def test_a_chat_template_is_told_what_the_user_says():
     assert all(text_of(tokenizer, p.token_ids).endswith("<assistant><no>") for p in prompts)
 
 
+def test_a_role_that_no_template_names_is_told():
+    tokenizer = copy.deepcopy(CHAT_TOKENIZER)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ':' + m['content'] }}{% endfor %}"
+
+    def described(role):
+        rows = [{"prompt": [{"role": role, "content": "hi"}]}]
+        return task_from_rows(rows, [{"prompt": [{"role": "user", "content": "ho"}]}], tokenizer).describe()
+
+    assert "messages with unusual roles ('usr')" in described("usr")
+    assert "unusual" not in described("user")
+    tokenizer.chat_template += "{# critic #}"
+    assert "unusual" not in described("critic")
+
+
 def test_prompts_with_text_that_the_tokenizer_does_not_know_are_counted():
     rows = [{"prompt": "a\N{BULLET}b"}, {"prompt": "abd"}]
     note = "1 prompts with text that the tokenizer does not know (<unk>)"

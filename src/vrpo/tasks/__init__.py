@@ -24,6 +24,9 @@ __all__ = ["Prompts", "Task", "build_task", "encode", "task_from_rows"]
 Shape = Callable[[Row], tuple[str | tuple[Message, ...], dict[str, Any]]]
 """Row -> (prompt, columns)."""
 
+COMMON_ROLES = {"system", "developer", "user", "assistant", "tool"}
+"""Of chat messages."""
+
 
 def build_task(config: TaskConfig, tokenizer: Any) -> Task:
     """The task of a configuration.
@@ -172,7 +175,16 @@ def _assemble(
         note += f", {known:,} of the held-out prompts also in the training rows"
     if strange := _with_unknown_text([*kept[0], *kept[1]], tokenizer):
         note += f", {strange:,} prompts with text that the tokenizer does not know ({tokenizer.unk_token})"
+    if foreign := _unusual_roles([*kept[0], *kept[1]], tokenizer):
+        note += f", messages with unusual roles ({', '.join(map(repr, foreign))})"
     return Task(name, kept[0], kept[1], note=note)
+
+
+def _unusual_roles(prompts: Sequence[Prompt], tokenizer: Any) -> list[str]:
+    """Roles of messages that are neither common nor named in the chat template; many templates write any role, a misspelt one too."""
+    template = str(tokenizer.chat_template)
+    roles = {m["role"] for p in prompts if not isinstance(p.prompt, str) for m in p.prompt}
+    return sorted(role for role in roles - COMMON_ROLES if role not in template)
 
 
 def _with_unknown_text(prompts: Sequence[Prompt], tokenizer: Any) -> int:
