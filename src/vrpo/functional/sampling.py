@@ -12,8 +12,9 @@ from torch import Tensor
 
 BLOCK = 256
 """Words of a block of the inverse CDF."""
-PIECE = {"cpu": 2**16, "cuda": 2**27}
-"""Logits that are sampled from at once, by device: on a CPU what is made of them stays in the cache; on a GPU all, or nearly."""
+PIECE = {"cpu": 2**16, "cuda": 2**25}
+"""Logits that are sampled from at once, by device: on a CPU what is made of them stays in the cache; on a GPU they fill it, and
+top-p alone, which makes eleven tensors of their size, takes at most 1.4 GiB."""
 FEWEST_ROWS = 4
 """Of a piece: fewer cost more in calls than the cache saves."""
 CANDIDATES = 1024
