@@ -704,6 +704,27 @@ def test_a_signal_ends_a_run_whose_isolated_reward_is_stuck_and_python_functions
         vrpo.Trainer(reward_funcs=[judge], reward_weights=[2.0], **given)
 
 
+def test_an_evaluation_after_training_leaves_no_process(tmp_path):
+    def judge(prompts, completions, answer, **columns):
+        return [float(c == a) for c, a in zip(completions, answer, strict=True)]
+
+    def children() -> list[str]:
+        status = [p.read_text() for p in Path("/proc").glob("[0-9]*/stat")]
+        return [line for line in status if line.rpartition(")")[2].split()[1] == str(os.getpid())]
+
+    before = len(children())
+    trainer = vrpo.Trainer(
+        model="vrpo:tiny",
+        reward_funcs=vrpo.rewards.named(judge, isolation="process"),
+        train_dataset=rows(),
+        config=python_config(eval_every=0),
+        output_dir=tmp_path,
+    )
+    trainer.train(display=Quiet())
+    trainer.evaluate()
+    assert len(children()) == before
+
+
 def test_rewards_at_the_edge_of_fp32_move_no_weight_stop_the_run_and_leave_the_worst_tokens(tmp_path):
     """A squared error of 9e76 is infinite: every critic update is skipped, and the eighth in a row ends the run."""
 
