@@ -182,6 +182,11 @@ def test_a_mistake_is_one_line_with_value_and_fix(changes, parts):
         assert part in text
 
 
+def test_a_small_bonus_stays_within_the_bins_of_hl_gauss():
+    noise = {"type": "keyword_bias", "phrase": "9", "bonus": 0.1}
+    build(Config, {"critic": {"regression": "hl_gauss"}, "rewards": {"functions": [{"type": "exact"}], "noise": noise}})  # fmt: skip
+
+
 def test_the_batch_plan_counts_every_networks_steps():
     plan = "\n".join(
         batch_plan(

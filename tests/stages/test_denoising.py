@@ -450,10 +450,12 @@ def test_a_channel_that_began_without_right_responses_takes_the_scale_of_later_o
     with torch.no_grad():
         channel.numbers[3], channel.tokens.slopes[5] = 0.5, 0.25
     before = channel.parameters_in_force(), channel.per_token(), channel.log_likelihoods(nothing)
-    channel.widen(nothing)
+    rights = make_batch(lengths=(1, 2) * 32, scores=[0.0, 1.0] * 32, groups=range(64))
+    for batch in (nothing, rights, rights, nothing, rights, rights):  # never three in a row
+        channel.watch_scale(batch)
     assert torch.equal(channel.first, torch.tensor([0.0, 0.02]))
-    channel.widen(make_batch(lengths=(1, 2) * 32, scores=[0.0, 1.0] * 32, groups=range(64)))
-    assert torch.equal(channel.first, torch.tensor([0.5, 0.5]))
+    channel.watch_scale(rights)
+    assert torch.equal(channel.first, torch.tensor([0.5, 0.5])) and float(channel.off) == 0.0
     low, high, _ = channel.parameters_in_force()
     # what was learned is in force still, but for a noise that is below the floor of the new scale
     torch.testing.assert_close((low, high), before[0][:2])
@@ -468,6 +470,22 @@ def test_a_channel_that_began_without_right_responses_takes_the_scale_of_later_o
         verdict_nll(torch.where(right, -0.05, -3.0), *channel.log_likelihoods(batch)).mean().backward()
         optimizer.step()
     assert channel.levels()[1] > 0.3  # .08 in the old scale
+
+
+def test_outliers_of_a_step_or_two_leave_the_channel_as_it_is_and_of_the_first_are_forgotten():
+    verdicts = make_batch(lengths=(1,) * 64, scores=[0.0, 1.0] * 32, groups=range(64))
+    two_far = make_batch(lengths=(1,) * 64, scores=[0.0, 1.0] * 31 + [-100.0] * 2, groups=range(64))
+    channel = GaussianChannel()
+    channel.start(verdicts)
+    before = channel.parameters_in_force()
+    for batch in (two_far, verdicts, two_far, two_far, verdicts):
+        channel.watch_scale(batch)
+    torch.testing.assert_close(channel.parameters_in_force(), before)
+    late = GaussianChannel()
+    late.start(two_far)
+    for _ in range(3):
+        late.watch_scale(verdicts)
+    assert torch.equal(late.first, torch.tensor([0.5, 0.5]))
 
 
 def test_a_nuisance_that_is_new_starts_with_the_next_rewards(make_policy, tmp_path):

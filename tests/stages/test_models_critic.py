@@ -124,7 +124,7 @@ def test_save_and_load_are_bitwise(make_policy, tmp_path, config, name):
 
 
 @pytest.mark.parametrize("trunk", ["own", "policy"])
-def test_units_are_chosen_once_and_come_back(make_policy, tmp_path, trunk):
+def test_units_are_chosen_and_come_back(make_policy, tmp_path, trunk):
     policy, config = make_policy("llama"), CriticConfig(trunk=trunk)
     critic = Critic.from_policy(policy, config, seed=0)
     raw = values(critic, INPUT_IDS, ATTENTION)[ATTENTION]
@@ -132,7 +132,7 @@ def test_units_are_chosen_once_and_come_back(make_policy, tmp_path, trunk):
     critic.save_pretrained(tmp_path / "unknown")
     assert Critic.from_pretrained(tmp_path / "unknown", policy, config).units is None
     critic.choose_units(torch.tensor([0.0, 100.0]))
-    critic.choose_units(torch.tensor([0.0, 1.0]))
+    critic.choose_units(torch.tensor([0.0, 60.0]))  # not far off
     seen = values(critic, INPUT_IDS, ATTENTION)[ATTENTION]
     torch.testing.assert_close(seen, 50 + 50 * raw)
     critic.save_pretrained(tmp_path / "known")
@@ -146,6 +146,23 @@ def test_units_are_chosen_once_and_come_back(make_policy, tmp_path, trunk):
     settings.write_text(json.dumps({**saved, "units": "dollars"}))
     with pytest.raises(ModelError, match="cannot be read"):
         Critic.from_pretrained(tmp_path / "known", policy, config)
+
+
+@pytest.mark.parametrize("config", [FULL, PLAIN, PLAIN.model_copy(update={"features": "uncertainty"})])
+def test_units_that_are_far_off_are_renewed_and_the_values_stay(make_policy, config):
+    """Nothing right at first, then 0 to 100; a step of outliers, then 0 and 1 again."""
+    critic = Critic.from_policy(make_policy("llama"), config, seed=0)
+    hidden, features = torch.randn(5, 16), torch.randn(5, 7) if config.features != "none" else None
+    if features is not None:
+        torch.nn.init.normal_(critic.head.branch.output.weight)
+    critic.choose_units(torch.tensor([0.0, -0.002]))
+    before = critic.forward_tokens(hidden, None, features)
+    for rewards, units in (([0.0, 100.0], (50.0, 50.0)), ([0.0, 1.0], (0.0, 1.0))):
+        critic.choose_units(torch.tensor(rewards))
+        assert critic.units == units
+        after = critic.forward_tokens(hidden, None, features)
+        torch.testing.assert_close(after.values, before.values, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(after.kl, before.kl)
 
 
 def test_a_cross_entropy_has_units_of_its_own(make_policy):

@@ -203,7 +203,7 @@ class CriticObjective:
             self._noise(critic, batch, noise_labels),
             None if batch.features is None else batch.features[at],
         )
-        value = self._regression(output, batch, denominators)
+        value = self._regression(output, batch, denominators, scale=critic.scale)
         kl = output.kl.sum()
         semantic, selected = self._semantic(critic, states, batch, denominators, reference_states)
         loss = (value + beta * (kl / denominators.tokens)) / critic.scale**2 + semantic
@@ -212,9 +212,12 @@ class CriticObjective:
             sums[name] *= denominators.tokens
         return loss, sums
 
-    def _regression(self, output: HeadOutput, batch: Batch, denominators: Denominators) -> Tensor:
-        """The value loss of the tokens that count, as a share of the optimizer step."""
+    def _regression(
+        self, output: HeadOutput, batch: Batch, denominators: Denominators, *, scale: float
+    ) -> Tensor:
+        """The value loss of the tokens that count, reward units squared, as a share of the optimizer step; `scale` of the head's units."""
         assert batch.targets is not None, "annotate comes first"
+        clip = self.config.cliprange_value
         if self.config.regression != "mse":
             losses = value_cross_entropy(output.raw, batch.targets[batch.mask], self.config.regression)
             return losses.sum() / denominators.tokens
@@ -223,8 +226,8 @@ class CriticObjective:
             batch.targets,
             batch.mask,
             num_tokens=denominators.tokens,
-            old_values=batch.values if self.config.cliprange_value is not None else None,
-            clip=self.config.cliprange_value,
+            old_values=None if clip is None else batch.values,
+            clip=None if clip is None else clip * scale,
         )
 
     def _noise(self, critic: Critic, batch: Batch, labels: tuple[str | int, ...]) -> Tensor | None:

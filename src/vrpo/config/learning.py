@@ -189,7 +189,8 @@ class CriticConfig(Strict):
     learning_rate: float = Field(5e-6, gt=0.0)
     """Peak learning rate; 2-5 times the policy's is usual."""
     cliprange_value: float | None = Field(None, gt=0.0)
-    """Clip the new value to within this of the old one in the loss, in reward units. null: off."""
+    """Clip the new value to within this of the old one in the loss, in the head's units: those of the reward, for rewards near 0 and 1.
+    null: off."""
 
     @model_validator(mode="after")
     def _a_borrowed_trunk_is_as_it_is(self) -> "CriticConfig":

@@ -254,7 +254,9 @@ class Config(Strict):
                 "cannot follow; set critic.regression: mse or algorithm.truncation: terminal"
             )
         added = next((noise.type for noise in self.rewards.noise if isinstance(noise, ADDED_NOISE)), None)
-        if added is not None:
+        if added is not None and (
+            kind == "bce" or added != "keyword_bias"
+        ):  # a small bonus stays within the bins
             raise ValueError(
                 f"rewards.noise={added} takes rewards to where critic.regression={kind} cannot follow; set critic.regression: mse"
             )

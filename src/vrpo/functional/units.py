@@ -5,8 +5,11 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-OWN_UNITS = (1 / 32, 1.0)
-"""Root mean squares of rewards that a head learns as they are: those of 0/1 rewards, and what noise makes of them."""
+MOST = 1.0
+"""Largest root mean square of rewards that a head learns as they are: 0/1 rewards, and what noise makes of them. Small ones too: where
+nothing is right yet, a small penalty may be all that differs."""
+RENEWED = 4.0
+"""Times the scale in force, either way, from which on another one takes its place."""
 EXTREME, FAR = 0.01, 3.0
 """Share of the rewards at either end that may be outliers, and how many times as far out as the others they then are."""
 
@@ -16,6 +19,11 @@ class RewardUnits(NamedTuple):
 
     offset: float = 0.0
     scale: float = 1.0
+
+    def far_from(self, others: "RewardUnits") -> bool:
+        """Whether numbers near 0 in these units are not near 0 in the others."""
+        times = max(self.scale / others.scale, others.scale / self.scale)
+        return times > RENEWED or abs(self.offset - others.offset) > RENEWED * max(self.scale, others.scale)
 
 
 def typical_rewards(rewards: Float[Tensor, " N"]) -> Float[Tensor, " M"]:
@@ -38,15 +46,15 @@ def typical_rewards(rewards: Float[Tensor, " N"]) -> Float[Tensor, " M"]:
 def reward_units(rewards: Float[Tensor, " N"]) -> RewardUnits | None:
     """Units in which a head with outputs near 0, and a learning rate made for rewards of 0 and 1, learns these as easily.
 
-        rms(r) in [1/32, 1]:  V = o
-        else:                 V = mean(r) + max|r - mean(r)| o
+        rms(r) at most 1:  V = o
+        else:              V = mean(r) + max|r - mean(r)| o
 
     An optimizer of Adam's kind moves an output by about its learning rate a step whatever the loss, so rewards of 0 to 100 would be out
-    of a critic's reach. Popart (van Hasselt et al. 2016, arXiv:1602.07714) renews such units all the time; ours are set once, since
-    rewards of language models are bounded or stationary, and the largest deviation keeps rare rewards within 1.
+    of a critic's reach. After Popart (van Hasselt et al. 2016, arXiv:1602.07714), but with the largest deviation, which keeps rare rewards
+    within 1, and renewed only where it is far off (`far_from`).
 
     Args:
-        rewards: of the first responses whose rewards differ, reward units; r are the `typical_rewards` among them.
+        rewards: of a step's responses, reward units; r are the `typical_rewards` among them.
 
     Returns:
         The units; None while all rewards are equal, or there are none: nothing is known of their scale.
@@ -54,7 +62,6 @@ def reward_units(rewards: Float[Tensor, " N"]) -> RewardUnits | None:
     rewards = typical_rewards(rewards.detach().double())
     if len(rewards) == 0 or bool((rewards == rewards[0]).all()):
         return None
-    least, most = OWN_UNITS
-    if least <= float(rewards.square().mean().sqrt()) <= most:
+    if float(rewards.square().mean().sqrt()) <= MOST:
         return RewardUnits()
     return RewardUnits(float(rewards.mean()), float((rewards - rewards.mean()).abs().max()))

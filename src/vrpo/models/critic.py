@@ -249,9 +249,18 @@ class Critic(nn.Module):
         return 1.0 if self.units is None else self.units.scale
 
     def choose_units(self, rewards: Float[Tensor, " N"]) -> None:
-        """Take the units of the head from the first rewards that differ (`functional.reward_units`), once; a cross-entropy has its own."""
-        if self.units is None and self.head.regression == "mse":
-            self.units = reward_units(rewards)
+        """Take the units of the head from the first rewards that differ (`functional.reward_units`); a cross-entropy has its own.
+
+        Where later ones are far from these, the last layer is changed with the units, so that the values stay.
+        """
+        if self.head.regression != "mse" or (units := reward_units(rewards)) is None:
+            return
+        if self.units is not None and not units.far_from(self.units):
+            return
+        if self.units is not None:
+            shift = (self.units.offset - units.offset) / units.scale
+            self.head.rescale(self.units.scale / units.scale, shift)
+        self.units = units
 
     def forward_tokens(
         self, hidden: Float[Tensor, "N d"], noise: Tensor | None, features: Tensor | None = None

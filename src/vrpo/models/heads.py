@@ -72,6 +72,10 @@ class ScalarHead(nn.Module):
         self.regression: Regression = regression
         self.output = _output_layer(hidden_size, generator, outputs_of(regression))
 
+    def rescale(self, times: float, shift: float) -> None:
+        """Give times * o + shift where it gave o."""
+        _rescale(self.output, times, shift)
+
     def forward(
         self, hidden: Float[Tensor, "N d"], noise: Tensor | None, features: Tensor | None = None
     ) -> HeadOutput:
@@ -103,6 +107,10 @@ class BottleneckHead(nn.Module):
         self.output = _output_layer(4 * latent_dim, generator, outputs_of(regression))
         with torch.no_grad():
             self.encoder.weight[latent_dim:] *= LOGVAR_INIT_SCALE
+
+    def rescale(self, times: float, shift: float) -> None:
+        """Give times * o + shift where it gave o."""
+        _rescale(self.output, times, shift)
 
     def forward(
         self,
@@ -163,6 +171,11 @@ class InformedHead(nn.Module):
         self.branch = branch
         self.source = source
 
+    def rescale(self, times: float, shift: float) -> None:
+        """Give times * o + shift where it gave o."""
+        self.head.rescale(times, shift)
+        _rescale(self.branch.output, times, 0.0)
+
     @property
     def regression(self) -> Regression:
         """How the head's outputs are read."""
@@ -193,6 +206,13 @@ class InformedHead(nn.Module):
 
 
 ValueHead = ScalarHead | BottleneckHead | InformedHead
+
+
+@torch.no_grad()
+def _rescale(output: nn.Linear, times: float, shift: float) -> None:
+    """o -> times * o + shift, for the outputs of a last layer."""
+    output.weight.mul_(times)
+    output.bias.mul_(times).add_(shift)
 
 
 def default_latent_dim(hidden_size: int) -> int:

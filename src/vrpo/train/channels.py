@@ -28,8 +28,8 @@ RATE_START, RATE_LIMIT = 0.1, 0.5
 """Learned rates start here, and stay below the limit, so that J > 0."""
 LEAST_STD = 0.1
 """Of the Gaussian channel, in its scale: two sharp levels would be infinitely likely."""
-WIDER = 3.0
-"""Times the scale that later rewards must spread before it is renewed."""
+RENEWED, STEPS = 3.0, 3
+"""Times the scale, either way, that the rewards of so many steps in a row must spread before it is renewed."""
 
 
 class _Floor(torch.autograd.Function):
@@ -110,7 +110,7 @@ class GaussianChannel(nn.Module):
 
     `numbers` [3 or 4]: low, high and log std in those standard deviations, from that mean; with a nuisance the slope on length too, in
     those standard deviations of reward per standard deviation of the first step's lengths, from 0. Outliers (`functional.typical_rewards`)
-    have no say, and rewards that later spread wider, as where nothing was right at first, renew mean and scale (`widen`).
+    have no say, and steps whose rewards spread far wider, as where nothing was right at first, or less, renew mean and scale (`watch_scale`).
 
     Args:
         nuisance: what besides the verdict moves the reward.
@@ -127,12 +127,16 @@ class GaussianChannel(nn.Module):
     first_tokens: Tensor
     """The same of the first lengths; with a nuisance alone."""
 
+    off: Tensor
+    """Steps in a row whose rewards spread far wider than the scale; below 0, far less."""
+
     def __init__(self, *, nuisance: Nuisance = "none", vocabulary: int = 0) -> None:
         super().__init__()
         self.nuisance = nuisance
         slopes = [] if nuisance == "none" else [0.0]
         self.numbers = nn.Parameter(torch.tensor([-1.0, 1.0, 0.0, *slopes]))
         self.register_buffer("first", torch.zeros(2))
+        self.register_buffer("off", torch.zeros(()))
         if nuisance != "none":
             self.register_buffer("first_tokens", torch.zeros(2))
         self.tokens = TokenSlopes(vocabulary) if nuisance == "tokens" else None
@@ -158,24 +162,27 @@ class GaussianChannel(nn.Module):
             )  # last, since it says that the others are there: a signal may come between
 
     @torch.no_grad()
-    def widen(self, batch: Batch) -> None:
-        """Renew mean and scale where a step's rewards spread far wider than the first: what is learned moves by about a learning rate of that
-        scale, and would take thousands of steps. What is in force stays; not to be left halfway."""
+    def watch_scale(self, batch: Batch) -> None:
+        """Renew mean and scale where the rewards of a few steps in a row call for others: what is learned moves by about a learning rate of
+        that scale, and its noise has a floor in it. What is in force stays, but for a noise below the new floor. Not to be left halfway."""
         counted = batch.mask.any(dim=1)
         if not self.started or not bool(counted.any()):
             return
         now = mean_and_std(typical_rewards(batch.scores[counted]))
-        if float(now[1]) <= WIDER * float(self.first[1]):
+        times = float(now[1]) / float(self.first[1])
+        direction = float(times > RENEWED) - float(0.0 < times < 1 / RENEWED)
+        self.off.copy_(self.off + direction if direction * float(self.off) > 0 else torch.tensor(direction))
+        if abs(float(self.off)) < STEPS:
             return
         low, high, std = self.parameters_in_force()
-        ratio = self.first[1] / now[1]
         self.numbers[:3] = torch.stack(
             [(low - now[0]) / now[1], (high - now[0]) / now[1], (std / now[1]).log()]
         )
-        self.numbers[3:].mul_(ratio)
+        self.numbers[3:].div_(times)
         if self.tokens is not None:
-            self.tokens.slopes.mul_(ratio)
+            self.tokens.slopes.div_(times)
         self.first.copy_(now)
+        self.off.zero_()
 
     def parameters_in_force(self) -> tuple[Tensor, Tensor, Tensor]:
         """low, high, std."""

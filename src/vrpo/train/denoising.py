@@ -152,7 +152,7 @@ class Denoiser:
     def remember(self, batch: Batch) -> None:
         """Add a step's responses to the past; prompts leave it whole, so that siblings stay together. A channel sees on which scale they lie."""
         if isinstance(self.channel, GaussianChannel):
-            self.channel.widen(batch)
+            self.channel.watch_scale(batch)
         fresh = to_device(join([batch]), torch.device("cpu"))
         past = fresh if self.past is None else join([self.past, fresh])
         if (extra := len(past) - self.config.capacity) > 0:
@@ -209,7 +209,7 @@ class Denoiser:
         load_optimizer_tensors(self.optimizer, moments)
         # rates that are given now stand, and those that no longer are start anew
         channel, saved = self.channel.state_dict(), part("channel.")
-        if isinstance(self.channel, GaussianChannel) and not channel.keys() <= saved.keys():
+        if isinstance(self.channel, GaussianChannel) and not channel.keys() - {"off"} <= saved.keys():
             saved["first"] = torch.zeros_like(
                 channel["first"]
             )  # a nuisance that is new starts with the next rewards

@@ -54,8 +54,8 @@ def evaluate(
     )
     believed = [] if believer is None else greedy_by(believer)
     return EvalResult(
-        greedy=_accuracy(greedy, step, rewards.judged_by),
-        sampled=_accuracy(sampled, step, rewards.judged_by),
+        greedy=_accuracy(greedy, rewards.judged_by),
+        sampled=_accuracy(sampled, rewards.judged_by),
         entropy=_entropy(sampled),
         prompts=len(prompts),
         judged=sum(s.clean_reward is not None for s in greedy),
@@ -85,7 +85,7 @@ def _entropy(scored: Sequence[ScoredRollout]) -> float:
     return nats / sum(r.num_actions for r in rollouts)
 
 
-def _accuracy(scored: Sequence[ScoredRollout], step: int, judged_by: str) -> float:
+def _accuracy(scored: Sequence[ScoredRollout], judged_by: str) -> float:
     mean = _mean_reward(scored)
     if mean is None:
         silent = {name: sum(s.parts.get(name) is None for s in scored) for name in scored[0].parts}
@@ -95,7 +95,7 @@ def _accuracy(scored: Sequence[ScoredRollout], step: int, judged_by: str) -> flo
             "; set rewards.combine to answered if each function has a part in some rows only" if apart else ""
         )
         raise RewardError(
-            f"no completion of the evaluation at step {step} has a clean reward by {judged_by}: of {len(scored)}, {counts}; hold out "
+            f"no completion has a clean reward by {judged_by}: of {len(scored)}, {counts}; hold out "
             f"rows that have a verdict{by_row}"
         )
     return mean

@@ -9,6 +9,7 @@ resumed run warns where the uninterrupted one does.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 WINDOW = 10
@@ -76,8 +77,8 @@ class _Run:
 
     def then(self, name: str) -> float | None:
         """Mean over the first BASELINE lines with it since the policy learns; a step in which all rewards are missing has none."""
-        earlier = self.history[self.warmup : self.end - WINDOW]
-        having = [line for line in earlier if _mean([line], name) is not None][:BASELINE]
+        earlier = islice(self.history, self.warmup, self.end - WINDOW)
+        having = list(islice((line for line in earlier if _mean([line], name) is not None), BASELINE))
         return _mean(having, name) if len(having) == BASELINE else None
 
     def before(self) -> list[Sequence[Line]]:
