@@ -76,7 +76,7 @@ def test_missing_rewards_of_the_denoisers_model_are_counted_and_end_nothing():
     assert (result.denoiser_greedy, result.missing) == (1.0, 0)
     result = evaluate(Scripted(), rewards, prompts, **settings, believer=Mute())
     assert (result.greedy, result.denoiser_greedy, result.missing) == (1.0, None, 4)
-    told = r"at step 0 has a clean reward by rewards\.functions: of 4, judge has none for 4; hold out rows that have a verdict$"
+    told = r"^no completion has a clean reward by rewards\.functions: of 4, judge has none for 4; hold out rows that have a verdict$"
     with pytest.raises(RewardError, match=told):
         evaluate(Mute(), rewards, prompts, **settings)
     both = build_rewards(

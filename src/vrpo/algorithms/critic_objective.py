@@ -203,7 +203,7 @@ class CriticObjective:
             self._noise(critic, batch, noise_labels),
             None if batch.features is None else batch.features[at],
         )
-        value = self._regression(output, batch, denominators, scale=critic.scale)
+        value = self._regression(output, batch, denominators.tokens, critic.scale)
         kl = output.kl.sum()
         semantic, selected = self._semantic(critic, states, batch, denominators, reference_states)
         loss = (value + beta * (kl / denominators.tokens)) / critic.scale**2 + semantic
@@ -212,20 +212,18 @@ class CriticObjective:
             sums[name] *= denominators.tokens
         return loss, sums
 
-    def _regression(
-        self, output: HeadOutput, batch: Batch, denominators: Denominators, *, scale: float
-    ) -> Tensor:
-        """The value loss of the tokens that count, reward units squared, as a share of the optimizer step; `scale` of the head's units."""
+    def _regression(self, output: HeadOutput, batch: Batch, tokens: int, scale: float) -> Tensor:
+        """The value loss, reward units squared, as a share of the optimizer step's `tokens`; `scale` of the head's units."""
         assert batch.targets is not None, "annotate comes first"
         clip = self.config.cliprange_value
         if self.config.regression != "mse":
             losses = value_cross_entropy(output.raw, batch.targets[batch.mask], self.config.regression)
-            return losses.sum() / denominators.tokens
+            return losses.sum() / tokens
         return value_mse_loss(
             torch.zeros_like(batch.old_logp).masked_scatter(batch.mask, output.values),
             batch.targets,
             batch.mask,
-            num_tokens=denominators.tokens,
+            num_tokens=tokens,
             old_values=None if clip is None else batch.values,
             clip=None if clip is None else clip * scale,
         )

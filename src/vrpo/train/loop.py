@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vrpo.errors import INPUT_ERRORS, NumericsError, StorageError
+from vrpo.errors import NumericsError, StorageError
 from vrpo.rollout import collate
 from vrpo.train.clock import Clock
 from vrpo.train.files import finite
@@ -29,7 +29,7 @@ from vrpo.train.oracle import exact_values
 from vrpo.train.prepared import Prepared
 from vrpo.train.progress import Display
 from vrpo.train.run import Run
-from vrpo.train.signals import GivenUp, StopRequest, kept, stop_requested
+from vrpo.train.signals import GivenUp, StopRequest, add_what_is_kept, stop_requested
 from vrpo.train.summary import summarise
 from vrpo.train.transcript import transcript
 from vrpo.train.update import Paused, UpdateStats
@@ -63,8 +63,7 @@ def train(run: Run, display: Display) -> dict[str, object]:
                 # a judge that is gone, a reward no critic can read, a tracker that is down take nothing that was learned with them
                 if run.learner.step > 0 and run.paused is None:
                     save_whole_step(run)
-                    if isinstance(error, INPUT_ERRORS):
-                        error.args = (f"{error}; {kept(run.learner.step, run.folder.path)}", *error.args[1:])
+                    add_what_is_kept(error, run.learner.step, run.folder.path)
                 raise
             if run.paused is None:
                 save_whole_step(run)
@@ -149,15 +148,9 @@ def _prepare(run: Run, step: int) -> Prepared:
     if run.objective is not None:
         critic_state = run.objective.observe_returns(batch, critic_state)
 
-    metrics = sampled_metrics(
-        batch,
-        scored,
-        denoising,
-        kl_coef=learner.kl_coef,
-        belief_coef=config.algorithm.belief_coef,
-        knows_clean=run.rewards.knows_clean,
-        has_gold=run.rewards.has_gold,
-    )
+    weights = {"kl_coef": learner.kl_coef, "belief_coef": config.algorithm.belief_coef}
+    gold, known = run.rewards.has_gold, run.rewards.knows_clean
+    metrics = sampled_metrics(batch, scored, denoising, knows_clean=known, has_gold=gold, **weights)
     return Prepared(
         step=step,
         batch=batch,

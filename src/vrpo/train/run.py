@@ -227,11 +227,9 @@ def _build(
     policy, task = ingredients.policy, ingredients.task
     check_votes(config.rewards, task)
     check_fit(task, policy, rewards.pipeline, max_completion_length=config.rollout.max_completion_length)
-    if config.critic is not None and config.critic.oracle is not None:
-        check_answers(task, policy, config.critic.oracle)
     algorithm = build_algorithm(config.algorithm)
     engine = TorchEngine(policy, policy.tokenizer, config.rollout, seed=config.train.seed)
-    critic, objective = _build_critic(config, policy, algorithm)
+    critic, objective = _build_critic(config, policy, algorithm, task)
     if critic is not None and critic.context_length is not None:  # of `critic.path` it may be shorter
         task.check_context(critic.context_length, config.rollout.max_completion_length, whose="the critic's")
     denoiser = _build_denoiser(config, policy)
@@ -306,10 +304,12 @@ def _build_rewards(config: Config, ingredients: Ingredients) -> _Rewards:
 
 
 def _build_critic(
-    config: Config, policy: Policy, algorithm: Algorithm
+    config: Config, policy: Policy, algorithm: Algorithm, task: Task
 ) -> tuple[Critic | None, CriticObjective | None]:
     if not algorithm.uses_critic or config.critic is None:
         return None, None
+    if config.critic.oracle is not None:
+        check_answers(task, policy, config.critic.oracle)
     critic = Critic.from_policy(
         policy,
         config.critic,

@@ -11,15 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from vrpo.errors import INPUT_ERRORS
+
 
 def how_to_continue(folder: Path) -> str:
     """What a user does next with a run that has stopped."""
     return f"continue with --out {folder} --resume (in Python a new Trainer's train(resume=True))"
 
 
-def kept(steps: int, folder: Path) -> str:
-    """The same, after an error that took none of the run's whole steps."""
-    return f"{steps} whole step{'s are' if steps > 1 else ' is'} kept, {how_to_continue(folder)}"
+def add_what_is_kept(error: Exception, steps: int, folder: Path) -> None:
+    """The same at the end of an error of the user's input, which took none of the run's whole steps."""
+    if isinstance(error, INPUT_ERRORS):
+        kept = f"{steps} whole step{'s are' if steps > 1 else ' is'} kept, {how_to_continue(folder)}"
+        error.args = (f"{error}; {kept}", *error.args[1:])
 
 
 class Stopped(Exception):
