@@ -183,8 +183,15 @@ def test_a_mistake_is_one_line_with_value_and_fix(changes, parts):
 
 
 def test_a_small_bonus_stays_within_the_bins_of_hl_gauss():
-    noise = {"type": "keyword_bias", "phrase": "9", "bonus": 0.1}
-    build(Config, {"critic": {"regression": "hl_gauss"}, "rewards": {"functions": [{"type": "exact"}], "noise": noise}})  # fmt: skip
+    def config(kind):
+        noise = {"type": "keyword_bias", "phrase": "9", "bonus": 0.1}
+        rewards = {"functions": [{"type": "exact"}], "noise": noise}
+        return build(Config, {"critic": {"regression": kind}, "rewards": rewards})
+
+    built = config("hl_gauss")
+    assert built.critic is not None and built.critic.regression == "hl_gauss"
+    with pytest.raises(ConfigError, match=r"keyword_bias takes rewards to where critic\.regression=bce"):
+        config("bce")
 
 
 def test_the_batch_plan_counts_every_networks_steps():

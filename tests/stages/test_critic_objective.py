@@ -159,6 +159,18 @@ def test_in_its_units_the_critic_learns_the_same_whatever_the_rewards(make_polic
             torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-3, msg=name)
 
 
+def test_the_value_clip_is_in_the_units_of_the_head(make_policy):
+    _, critic, objective = build(make_policy, head=ScalarHead(), cliprange_value=0.01)
+    batch = annotated().with_(values=torch.zeros(annotated().mask.shape))
+    _, plain = loss_of(objective, critic, batch)
+    _, free = loss_of(build(make_policy, head=ScalarHead())[2], critic, batch)
+    assert plain["loss"] != free["loss"]  # it clips
+    critic.units = RewardUnits(-30.0, 20.0)
+    in_units = {name: torch.where(batch.mask, -30.0 + 20.0 * getattr(batch, name), 0.0) for name in ("targets", "values")}  # fmt: skip
+    _, scaled = loss_of(objective, critic, batch.with_(**in_units))
+    assert scaled["loss"] == pytest.approx(20.0**2 * plain["loss"], rel=1e-4)
+
+
 def test_latent_noise_belongs_to_the_sample_and_the_pass(make_policy):
     _, critic, objective = build(make_policy)
     batch = annotated()

@@ -4,9 +4,9 @@
     literal:  L_sem = lam_H mean_{S_H} H(p_t) + lam_P mean_{S_P} min(nll_t, 10)
     kl_ref:   L_sem = lam_H mean_{S_H} KL(p_ref || p_t) + lam_P mean_{S_P} KL(p_ref || p_t)
 
-M are the tokens that count; s is the scale of the head's units (`functional.reward_units`), 1 for 0/1 rewards; p_t = softmax(W_lm h_t) reads the value features h_t with the frozen
-language-model head. VRPO as described by arXiv:2508.03058; the coefficients and the exact form of L_sem
-are ours (docs/algorithms/vrpo.md). With a scalar head and semantic mode `off` this is the PPO critic.
+M are the tokens that count; s is the scale of the head's units (`functional.reward_units`), 1 for 0/1 rewards; p_t = softmax(W_lm h_t)
+reads the value features h_t with the frozen language-model head. VRPO as described by arXiv:2508.03058; the coefficients and the exact form
+of L_sem are ours (docs/algorithms/vrpo.md). With a scalar head and semantic mode `off` this is the PPO critic.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""On which scale rewards lie, judged by the first of them, which may hold an outlier."""
+"""On which scale rewards lie, judged by those of a step, which may hold an outlier."""
 
 from typing import NamedTuple
 
