@@ -53,7 +53,7 @@ def main() -> None:
             "checkpoint_every": 0,
         },
     )
-    plan = memory_plan(config, read_shape(config, None), prompt_tokens=PROMPT)
+    plan = memory_plan(config, read_shape(config, None), prompt_tokens=PROMPT, device=torch.device("cpu"))
     rows = [{"prompt": " the" * PROMPT} for _ in range(9)]
     with tempfile.TemporaryDirectory() as folder:
         trainer = vrpo.Trainer(arguments.model, reward, rows, config=config, output_dir=Path(folder) / "run")

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -55,6 +56,8 @@ class Words:
     """As much of a tokenizer as sampling asks for."""
 
     eos_token_id, pad_token_id = 2**40, 0
+    all_special_tokens = all_special_ids = ()
+    added_tokens_decoder = MappingProxyType[int, Any]({})
 
     def decode(self, ids: Any, **settings: Any) -> str:
         """The ids, written out."""

@@ -295,7 +295,7 @@ def plan_command(
     console.print(
         f"model: {shape.parameters / 1e6:,.1f} M parameters; {prompt_tokens} prompt tokens assumed (--prompt-tokens)"
     )
-    memory = memory_plan(settings, shape, prompt_tokens=prompt_tokens)
+    memory = memory_plan(settings, shape, prompt_tokens=prompt_tokens, device=plan.computes_on(settings)[0])
     table = Table("memory in fp32", "when", "GiB")
     for when, part in (
         ("always", memory.lasting),

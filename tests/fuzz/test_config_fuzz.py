@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import currently_in_test_context, event, given
 from hypothesis import strategies as st
@@ -260,7 +261,7 @@ def check(file: Path, *overrides: str) -> None:
     assert config.model is not None
     shape = shape_of(config.model.path)
     if shape is not None:
-        memory = memory_plan(config, shape, prompt_tokens=128)
+        memory = memory_plan(config, shape, prompt_tokens=128, device=torch.device("cpu"))
         assert math.isfinite(memory.peak)
         work = work_plan(config, shape, prompt_tokens=128)
         for plan in (memory.lasting, memory.sampling, memory.learning, work):

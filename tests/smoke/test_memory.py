@@ -1,10 +1,12 @@
 """What `vrpo plan` foretells against what a process of its own really took."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 
 import pytest
+import torch
 import transformers
 
 from tests.conftest import tiny_tokenizer
@@ -24,7 +26,7 @@ from vrpo.train.shape import read_shape
 
 folder, out, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 config = vrpo.Config(**settings)
-plan = memory_plan(config, read_shape(config, None), prompt_tokens=32)
+plan = memory_plan(config, read_shape(config, None), prompt_tokens=32, device=torch.device("cpu"))
 rows = [{"prompt": f"{i:032}"} for i in range(12)]
 trainer = vrpo.Trainer(folder, lambda prompts, completions, **columns: [float(len(c) % 2) for c in completions],
                        rows, config=config, output_dir=out)
@@ -113,12 +115,20 @@ SHAPE = ModelShape(
     query_width=10,
     kv_width=5,
     tied=True,
+    lean=True,
 )
+CPU = torch.device("cpu")
+
+
+def base_of(**changes):
+    return {
+        "model": {"path": "x"},
+        "rollout": {"num_generations": 8, "max_completion_length": 40},
+    } | changes
 
 
 def planned(**changes):
-    base = {"model": {"path": "x"}, "rollout": {"num_generations": 8, "max_completion_length": 40}}
-    return memory_plan(Config(**base | changes), SHAPE, prompt_tokens=32)
+    return memory_plan(Config(**base_of(**changes)), SHAPE, prompt_tokens=32, device=CPU)
 
 
 def test_what_is_counted_by_hand():
@@ -134,23 +144,37 @@ def test_what_is_counted_by_hand():
     assert (half["critic weights"], half["critic moments"]) == (2400, 4800)
     assert "critic weights" not in planned(algorithm="ppo", critic={"trunk": "policy"}).lasting
     assert planned(algorithm="vrpo").lasting["frozen language-model head"] == 800
-    # keys and values of 4 layers, 5 numbers each, 256 rows of 72 tokens
-    assert planned(algorithm="vrpo").sampling["KV cache"] == 2 * 4 * 4 * 5 * 256 * 72
-    # evaluation decodes more rows than a small step samples
+    # keys and values of 4 layers, 5 numbers each, of 256 responses of 40 tokens to 32 prompts of 32 tokens, kept once
+    few_evaluated = planned(algorithm="vrpo", train={"eval_prompts": 8})
+    assert few_evaluated.sampling["KV cache"] == 2 * 4 * 4 * 5 * (32 * 32 + 256 * 40)
+    # evaluation decodes more rows than a small step samples, and repeats nothing
     few = {"completions_per_step": 16, "minibatch": 16}
     cache = {n: planned(train=few | {"eval_prompts": n}).sampling["KV cache"] for n in (8, 64)}
-    assert (cache[8], cache[64]) == (2 * 4 * 4 * 5 * 16 * 72, 2 * 4 * 4 * 5 * 64 * 72)
+    assert (cache[8], cache[64]) == (2 * 4 * 4 * 5 * (2 * 32 + 16 * 40), 2 * 4 * 4 * 5 * 64 * 72)
+    # a GPU, an adapter, other layers and a short prompt: every row has a copy
+    step = Config(**base_of(train=few | {"eval_prompts": 1}))
+    adapted = Config(**base_of(train=few | {"eval_prompts": 1}, model={"path": "x", "lora": {"rank": 2}}))
+    for config, shape, prompt, device in (
+        (step, SHAPE, 32, torch.device("cuda")),
+        (adapted, SHAPE, 32, CPU),
+        (step, dataclasses.replace(SHAPE, lean=False), 32, CPU),
+        (step, SHAPE, 8, CPU),
+    ):
+        plan = memory_plan(config, shape, prompt_tokens=prompt, device=device)
+        assert plan.sampling["KV cache"] == 2 * 4 * 4 * 5 * 16 * (prompt + 40)
     # a pass learns from a minibatch at most, but the denoiser's may be larger
     activations = "activations of a microbatch"
-    assert (small := planned(train={"microbatch": 64}).learning) == planned(
-        train={"microbatch": 256}
-    ).learning
+    small = planned(train={"microbatch": 64}).learning
+    assert small == planned(train={"microbatch": 256}).learning
     denoiser = planned(train={"microbatch": 256}, denoiser={"minibatch": 1024}).learning
     assert denoiser[activations] == pytest.approx(4 * small[activations])
     # prompts are read once: a shorter response needs no more, however long the prompt
     long = [
         memory_plan(
-            Config(model={"path": "x"}, rollout={"max_completion_length": new}), SHAPE, prompt_tokens=1024
+            Config(model={"path": "x"}, rollout={"max_completion_length": new}),
+            SHAPE,
+            prompt_tokens=1024,
+            device=CPU,
         ).learning[activations]
         for new in (16, 256)
     ]

@@ -148,7 +148,7 @@ def test_the_engine_samples_the_same_responses(make_policy, monkeypatch, look_ev
 
 
 def test_on_a_cpu_there_are_none(make_policy):
-    assert steps_for(make_policy("llama"), cuda_graphs=True) is steps.CachedSteps
+    assert steps_for(make_policy("llama"), cuda_graphs=True) is steps.LeanSteps
 
 
 def test_sizes_are_few_and_hold_what_they_are_asked_for():

@@ -15,7 +15,7 @@ from vrpo.config.run import LoraConfig, ModelConfig, RolloutConfig
 from vrpo.errors import ConfigError, DataError, NumericsError
 from vrpo.models import policy_from_model
 from vrpo.rollout import TorchEngine
-from vrpo.rollout.steps import CachedSteps, UncachedSteps
+from vrpo.rollout.steps import LeanSteps, UncachedSteps
 from vrpo.rollout.stopping import StopStrings
 from vrpo.rollout.torch_engine import plan_batches
 from vrpo.types import Prompt
@@ -337,7 +337,7 @@ def test_a_recurrent_model_takes_the_slow_path_and_is_right(tokenizer, make_prom
 
 def test_both_paths_sample_the_same(make_policy, make_prompts):
     engine = engine_for(likely(make_policy("llama"), 2, 3.0))
-    assert engine._steps is CachedSteps
+    assert engine._steps is LeanSteps
     cached = sample(engine, make_prompts(*TEXTS), num_generations=4)
     engine._steps = UncachedSteps
     slow = sample(engine, make_prompts(*TEXTS), num_generations=4)

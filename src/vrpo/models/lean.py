@@ -11,9 +11,9 @@ from typing import Any, final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaModel, Qwen2Model, Qwen3Model
+from transformers import LlamaModel, Qwen2Model, Qwen3Model
 
 ARCHITECTURES = (LlamaModel, Qwen2Model, Qwen3Model)
 """Backbones whose layers are the ones drawn above; SmolLM is a Llama."""
@@ -44,26 +44,23 @@ class LeanModel:
 
     Args:
         backbone: one that `is_lean` accepts.
-        cache: what it keeps of the prompts; one that takes a token a row and gives
-            back all keys and values.
     """
 
-    def __init__(self, backbone: Any, cache: DynamicCache) -> None:
+    def __init__(self, backbone: Any) -> None:
         self._backbone = backbone
-        self._cache = cache
         config = backbone.config
         self._heads = config.num_attention_heads
         self._kv_heads = config.num_key_value_heads
 
     def __call__(
-        self, tokens: Int[Tensor, " A"], positions: Int[Tensor, " A"], mask: Bool[Tensor, "A S"] | None
+        self, tokens: Int[Tensor, " A"], positions: Int[Tensor, " A"], past: Any
     ) -> Float[Tensor, "A d"]:
         """States after the final norm.
 
         Args:
             tokens: the last token of each row.
             positions: its position among the row's real tokens.
-            mask: which of the S cached tokens, this one included, are real; None: all.
+            past: what the rows have read so far (`LookBack`); the token is added to it.
         """
         backbone = self._backbone
         x = backbone.embed_tokens(tokens)
@@ -71,17 +68,16 @@ class LeanModel:
         # x cos + rotate_half(x) sin, with rotate_half a roll by half the width and the sign moved into the sine
         half = sin.shape[-1] // 2
         turn = cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-        visible = None if mask is None else mask[:, None, None]
         for number, layer in enumerate(backbone.layers):
             attention, norm = layer.self_attn, layer.input_layernorm
-            read = self._attend(attention, _rms_norm(x, norm), turn, visible, number)
+            read = self._attend(attention, _rms_norm(x, norm), turn, past, number)
             x = x + attention.o_proj(read)
             h, mlp = _rms_norm(x, layer.post_attention_layernorm), layer.mlp
             x = x + mlp.down_proj(F.silu(mlp.gate_proj(h)) * mlp.up_proj(h))
         return _rms_norm(x, backbone.norm)
 
     def _attend(
-        self, attention: Any, h: Tensor, turn: tuple[Tensor, Tensor], visible: Tensor | None, number: int
+        self, attention: Any, h: Tensor, turn: tuple[Tensor, Tensor], past: Any, number: int
     ) -> Float[Tensor, "A hd"]:
         rows, cos, sin = len(h), *turn
         query = attention.q_proj(h).view(rows, self._heads, -1)
@@ -91,13 +87,9 @@ class LeanModel:
         both = torch.cat([query, key], dim=1)
         both = (both * cos).addcmul_(both.roll(cos.shape[-1] // 2, dims=-1), sin)
         query, key = both.split([self._heads, self._kv_heads], dim=1)
-        value = attention.v_proj(h).view(rows, self._kv_heads, 1, -1)
-        keys, values = self._cache.update(key[:, :, None].to(value.dtype), value, number)
-        # the heads that share keys stand where more queries would
-        grouped = query.reshape(rows, self._kv_heads, -1, query.shape[-1]).to(keys.dtype)
-        out = F.scaled_dot_product_attention(
-            grouped, keys, values, attn_mask=visible, scale=attention.scaling
-        )
+        value = attention.v_proj(h).view(rows, self._kv_heads, -1)
+        grouped = query.reshape(rows, self._kv_heads, -1, query.shape[-1])
+        out = past.attend(number, grouped, key.to(value.dtype), value, scale=attention.scaling)
         return out.reshape(rows, -1)
 
 

@@ -232,15 +232,15 @@ class Policy(nn.Module):
         """Why keys and values alone do not carry the model from token to token; None when they do."""
         return why_no_cache(self.backbone)
 
-    def lean_step(self, cache: Any) -> Callable[[Tensor, Tensor, Tensor | None], NextToken] | None:
+    def lean_step(self) -> Callable[[Tensor, Tensor, Any], NextToken] | None:
         """See `LivePolicy.lean_step`: there is one for Llama, Qwen 2 and Qwen 3 without adapters."""
         if not self.runs_head_alone or not is_lean(self.backbone):
             return None
-        model = LeanModel(self.backbone, cache)
+        model = LeanModel(self.backbone)
 
-        def step(tokens: Tensor, positions: Tensor, mask: Tensor | None) -> NextToken:
+        def step(tokens: Tensor, positions: Tensor, past: Any) -> NextToken:
             with autocast(self.device, self.compute_dtype):
-                states = model(tokens, positions, mask)
+                states = model(tokens, positions, past)
             return NextToken(self.head.logits(states), states)
 
         return step

@@ -105,11 +105,11 @@ class LivePolicy(Protocol):
         """Why keys and values alone do not carry the model from token to token; None when they do."""
         ...
 
-    def lean_step(self, cache: Any) -> Callable[[Tensor, Tensor, Tensor | None], NextToken] | None:
-        """A faster way to read one more token per row after what `cache` holds; None where there is none.
+    def lean_step(self) -> Callable[[Tensor, Tensor, Any], NextToken] | None:
+        """A faster way to read one more token per row; None where there is none.
 
-        It maps tokens [A], their positions [A] and the mask [A, S] of all cached tokens, the new one included (None: all
-        real), to what comes after them.
+        It maps tokens [R], their positions [R] and the `LookBack` on what the rows have read before, to which it adds
+        them, to what comes after them.
         """
         ...
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from vrpo.rollout.cache import roomy_cache
 from vrpo.rollout.engine import LivePolicy
 from vrpo.rollout.graphs import GraphDecoder
+from vrpo.rollout.lookback import look_back
 from vrpo.rollout.prompts import LeftPadded
 from vrpo.rollout.responses import Responses, Sampling
 from vrpo.types import NextToken
@@ -82,7 +83,6 @@ class CachedSteps(_TokenByToken):
         self._policy = policy
         self._takes_positions = "position_ids" in inspect.signature(policy.backbone.forward).parameters
         self._cache = roomy_cache(policy.causal_lm.config.get_text_config(decoder=True), max_tokens)
-        self._step = policy.lean_step(self._cache)
         self._prompts = LeftPadded(policy, prompts)
         self._lengths, self._mask = self._prompts.lengths, self._prompts.mask
 
@@ -97,13 +97,8 @@ class CachedSteps(_TokenByToken):
         """Read one token per row; see `Steps.advance`."""
         if self._mask is not None:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
-        if self._step is not None:
-            read = self._step(tokens, self._lengths, self._mask)
-        else:
-            told = {"position_ids": self._lengths[:, None]} if self._takes_positions else {}
-            read = self._policy.next_token(
-                tokens[:, None], attention_mask=self._mask, cache=self._cache, **told
-            )
+        told = {"position_ids": self._lengths[:, None]} if self._takes_positions else {}
+        read = self._policy.next_token(tokens[:, None], attention_mask=self._mask, cache=self._cache, **told)
         self._lengths = self._lengths + 1
         return read
 
@@ -112,6 +107,40 @@ class CachedSteps(_TokenByToken):
         self._cache.batch_select_indices(rows)
         self._lengths = self._lengths[rows]
         self._mask = None if self._mask is None else self._mask[rows]
+
+
+@final
+class LeanSteps(_TokenByToken):
+    """As `CachedSteps`, for policies that have a lean step; long prompts are kept once for all their samples."""
+
+    def __init__(self, policy: LivePolicy, prompts: Sequence[np.ndarray], *, max_tokens: int) -> None:
+        super().__init__(policy.device)
+        self._policy = policy
+        self._room = max_tokens
+        step = policy.lean_step()
+        assert step is not None, "asked only where there is one"
+        self._step = step
+        self._prompts = LeftPadded(policy, prompts)
+
+    def start(self, repeats: Sequence[int]) -> NextToken:
+        """Read the prompts; see `Steps.start`."""
+        cache = roomy_cache(self._policy.causal_lm.config.get_text_config(decoder=True), self._room)
+        first = self._prompts.read(self._policy, cache, positions=True)
+        rows = self._prompts.rows(repeats)
+        self._past = look_back(cache, self._prompts.mask, rows, room=self._room)
+        self._lengths = self._prompts.lengths[rows]
+        return first.of(rows)
+
+    def advance(self, tokens: Int[Tensor, " A"]) -> NextToken:
+        """Read one token per row; see `Steps.advance`."""
+        read = self._step(tokens, self._lengths, self._past)
+        self._lengths = self._lengths + 1
+        return read
+
+    def keep(self, rows: Int[Tensor, " K"]) -> None:
+        """Select rows; see `Steps.keep`."""
+        self._past.keep(rows)
+        self._lengths = self._lengths[rows]
 
 
 @final
@@ -172,21 +201,22 @@ def steps_for(policy: LivePolicy, *, cuda_graphs: bool = True) -> MakeSteps:
     logits that reading them whole gives. On a GPU, graphs must give them too.
     """
     why = policy.why_no_cache
-    if why is None and not _agrees(policy, CachedSteps):
+    cached = CachedSteps if policy.lean_step() is None else LeanSteps
+    if why is None and not _agrees(policy, cached):
         why = "decoding with its cache gives other logits than reading the whole sequence"
     name = type(policy.causal_lm).__name__
     if why is not None:
         log.warning("%s: %s; every step reads the whole sequences again, which is slow", name, why)
         return UncachedSteps
     if policy.device.type != "cuda" or not cuda_graphs:
-        return CachedSteps
+        return cached
     model = policy.static_model()
     if model is None:
         log.warning("%s: decoding as CUDA graphs is for Llama, Qwen 2 and Qwen 3; sampling is slower", name)
-        return CachedSteps
+        return cached
     if not _agrees(policy, None):
         log.warning("%s: CUDA graphs give other logits than the model; sampling goes on without them", name)
-        return CachedSteps
+        return cached
     return GraphDecoder(model)
 
 

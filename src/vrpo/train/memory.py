@@ -14,6 +14,7 @@ import torch
 
 from vrpo.config import Config
 from vrpo.functional.chunked_head import rows_of_a_chunk
+from vrpo.rollout.lookback import shares_prompts
 from vrpo.train.shape import ModelShape, adapter_parameters, uses_reference
 
 FP32 = 4
@@ -43,13 +44,14 @@ class MemoryPlan:
         return sum(self.lasting.values()) + max(sum(self.sampling.values()), sum(self.learning.values()))
 
 
-def memory_plan(config: Config, shape: ModelShape, *, prompt_tokens: int) -> MemoryPlan:
-    """What a run of `config` takes, in fp32 on a CPU; a GPU holds all but the libraries.
+def memory_plan(config: Config, shape: ModelShape, *, prompt_tokens: int, device: torch.device) -> MemoryPlan:
+    """What a run of `config` takes, in fp32 as on a CPU; a GPU holds all but the libraries.
 
     Args:
         config: the run.
         shape: of its model.
         prompt_tokens: tokens of a long prompt; every response is taken to have its full length.
+        device: what samples; a CPU may keep a prompt once for its samples.
     """
     critic = config.critic
     policy_trained = adapter_parameters(config, shape) or shape.parameters
@@ -74,11 +76,9 @@ def memory_plan(config: Config, shape: ModelShape, *, prompt_tokens: int) -> Mem
         )
     if uses_reference(config) and adapter_parameters(config, shape) is None:
         lasting["reference weights"] = FP32 * shape.parameters
-    decoded = max(config.train.completions_per_step, config.train.eval_prompts * config.train.eval_samples)
-    rows = min(config.rollout.batch_size, decoded)
-    length = prompt_tokens + config.rollout.max_completion_length
+    cached, rows = _cached_tokens(config, shape, prompt_tokens, device)
     sampling = {
-        "KV cache": 2 * FP32 * shape.layers * shape.kv_width * rows * length,
+        "KV cache": 2 * FP32 * shape.layers * shape.kv_width * cached,
         "logits of a step": FP32 * rows * shape.vocabulary,
     }
     tokens, counted = _microbatch(config, prompt_tokens)
@@ -91,11 +91,32 @@ def memory_plan(config: Config, shape: ModelShape, *, prompt_tokens: int) -> Mem
     }
     if critic is not None and critic.trunk == "policy":
         learning["hidden states for the critic"] = (
-            FP32 * config.train.completions_per_step * length * shape.hidden
+            FP32
+            * config.train.completions_per_step
+            * (prompt_tokens + config.rollout.max_completion_length)
+            * shape.hidden
         )
     return MemoryPlan(
         *({name: float(size) for name, size in part.items()} for part in (lasting, sampling, learning))
     )
+
+
+def _cached_tokens(
+    config: Config, shape: ModelShape, prompt_tokens: int, device: torch.device
+) -> tuple[int, int]:
+    """Tokens whose keys and values sampling or evaluation keeps, the larger of both, and the most rows of a batch."""
+    train, rollout = config.train, config.rollout
+    by_stage = []
+    for decoded, samples in (
+        (train.completions_per_step, rollout.num_generations),
+        (train.eval_prompts * train.eval_samples, train.eval_samples),
+    ):
+        rows = min(rollout.batch_size, decoded)
+        lean = shape.lean and adapter_parameters(config, shape) is None
+        shared = lean and shares_prompts(device, float(samples), prompt_tokens)
+        prompts = -(-rows // samples) if shared else rows
+        by_stage.append((prompts * prompt_tokens + rows * rollout.max_completion_length, rows))
+    return max(tokens for tokens, _ in by_stage), max(rows for _, rows in by_stage)
 
 
 def _microbatch(config: Config, prompt_tokens: int) -> tuple[int, int]:

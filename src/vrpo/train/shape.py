@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from vrpo.config import Config
 from vrpo.config.learning import PpoConfig
 from vrpo.errors import ModelError
+from vrpo.models.lean import has_plain_layers
 from vrpo.models.loading import adapter_base, resolve_path
 
 
@@ -31,6 +32,8 @@ class ModelShape:
     """Numbers a token adds to each of K and V, per layer."""
     tied: bool
     """Whether embedding and head are the same weights."""
+    lean: bool
+    """Whether its layers are ones that the lean one-token step knows."""
 
     def of_depth(self, layers: int | None) -> int:
         """Parameters of the backbone, without the head, when it keeps the lowest `layers` layers; None: all."""
@@ -76,6 +79,7 @@ def read_shape(config: Config, model_config: Path | None) -> ModelShape:
         query_width=heads * head_dim,
         kv_width=kv_heads * head_dim,
         tied=bool(getattr(hf, "tie_word_embeddings", False)),
+        lean=has_plain_layers(model.base_model),
     )
 
 
