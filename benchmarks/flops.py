@@ -2,7 +2,7 @@
 
     python -m benchmarks.flops
 
-The tiny workload of `benchmarks.speed`. torch's counter sees matrix products; attention on a CPU is not among them.
+The tiny workload of `benchmarks.speed`. torch's counter sees matrix products; of attention on a CPU those of the sampler alone are among them.
 """
 
 import json
