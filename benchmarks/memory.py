@@ -7,18 +7,18 @@ thread. No token ends a response, so that all have full length. About a quarter 
 """
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 
 import torch
 
 import vrpo
+from benchmarks.speed import workload
 from vrpo.models import Policy
 from vrpo.train.memory import memory_plan, peak_bytes
 from vrpo.train.progress import Quiet
 from vrpo.train.shape import read_shape
-
-PROMPT = 32
 
 
 def reward(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
@@ -53,10 +53,20 @@ def main() -> None:
             "checkpoint_every": 0,
         },
     )
-    plan = memory_plan(config, read_shape(config, None), prompt_tokens=PROMPT, device=torch.device("cpu"))
-    rows = [{"prompt": " the" * PROMPT} for _ in range(9)]
+    plan = memory_plan(
+        config, read_shape(config, None), prompt_tokens=workload.PROMPT_TOKENS, device=torch.device("cpu")
+    )
     with tempfile.TemporaryDirectory() as folder:
-        trainer = vrpo.Trainer(arguments.model, reward, rows, config=config, output_dir=Path(folder) / "run")
+        written = workload.smollm2(Path(folder), Path(arguments.model)).prompts
+        rows = [{"prompt": text} for text in json.loads(written.read_text(encoding="utf-8"))]
+        trainer = vrpo.Trainer(
+            arguments.model,
+            reward,
+            rows,
+            eval_dataset=rows[:1],
+            config=config,
+            output_dir=Path(folder) / "run",
+        )
         trainer.train(display=Quiet())
     peak = peak_bytes(torch.device("cpu"))
     print(f"planned {plan.peak / 2**30:.2f} GiB, took {peak / 2**30:.2f} GiB, ratio {plan.peak / peak:.2f}")

@@ -18,11 +18,13 @@ import torch
 
 from vrpo.config import Config, load
 from vrpo.rewards import build_rewards
+from vrpo.rollout import collate
 from vrpo.train import checkpoint
-from vrpo.train.folder import RunFolder, environment, readable
+from vrpo.train.folder import RunFolder, environment
 from vrpo.train.loop import train
 from vrpo.train.progress import Quiet
 from vrpo.train.run import build_run, load_ingredients
+from vrpo.train.transcript import transcript
 from vrpo.train.watch import warnings_at
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +86,7 @@ def measure(config: Config, scratch: Path) -> dict[str, float]:
     prompts = run.task.draw(seed=0, step=0, count=32)
     rollouts = run.engine.generate(prompts, num_generations=8, step=1, policy_version=0)
     scored = run.rewards.score(rollouts, step=1)
+    batch = collate(scored, pad_id=run.pad_id, truncation=config.algorithm.truncation)
     folder = RunFolder(scratch / "records")
     folder.path.mkdir()
     (scratch / "mine.py").write_text(FUNCTION)
@@ -112,7 +115,7 @@ def measure(config: Config, scratch: Path) -> dict[str, float]:
         checkpoint.save(scratch / "checkpoints", run.learner)
 
     def record() -> None:
-        folder.append_step(1, history[-1], readable(scored))
+        folder.append_step(1, history[-1], transcript(scored, batch, run.learner.policy.tokenizer))
         warnings_at(history, warmup_steps=run.critic_warmup, max_completion_length=8)
 
     result = {

@@ -14,7 +14,17 @@ ROOT = Path(__file__).parent.parent.parent
     [
         (["benchmarks.long_prompts", "--quick"], ["0.9 M        32", "small        32"]),
         (
-            ["benchmarks.speed", "gpu", "--device", "cpu", "--quick", "--parts", "peaks", "generate", "update"],
+            [
+                "benchmarks.speed",
+                "gpu",
+                "--device",
+                "cpu",
+                "--quick",
+                "--parts",
+                "peaks",
+                "generate",
+                "update",
+            ],
             ["vrpo without graphs", "generate", "read once", "with each"],
         ),
     ],

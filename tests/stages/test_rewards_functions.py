@@ -2,14 +2,16 @@
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.stages.data.samples import make_rollout
 from vrpo.config.rewards import ChoiceReward, ExactReward, FunctionReward, MathReward, RewardsConfig
 from vrpo.errors import RewardError
-from vrpo.rewards import answer_extractor, build_rewards, functions, majority_label
+from vrpo.rewards import answer_extractor, build_rewards, majority_label, math_answers
 
 GSM8K = [
     json.loads(line) for line in (Path(__file__).parent / "data" / "gsm8k.jsonl").read_text().splitlines()
@@ -158,7 +160,7 @@ def test_a_missing_reference_column_is_named():
 
 
 def test_math_gives_up_on_what_never_ends(monkeypatch):
-    monkeypatch.setattr(functions, "MATH_SECONDS", 1)
+    monkeypatch.setattr(math_answers, "MATH_SECONDS", 1)
     scored = score(IN_PLACE, [("\\boxed{3}", "3"), ("\\boxed{9^{9^{9}}}", "3")])
     assert scored[0].clean_reward == 1.0
     assert scored[1].clean_reward is None
@@ -249,3 +251,56 @@ def test_a_column_may_be_called_as_it_likes():
     judge = build_rewards(RewardsConfig(functions=[ExactReward()]), seed=0)
     rollout = make_rollout("4", **{"answer": "4", "self": "x"})
     assert [item.reward for item in judge.score_clean([rollout])] == [1.0]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("exact", 1.0), ("choice", 1.0), ("math", 1.0)])
+def test_built_in_rewards_judge_a_continued_chat(kind, expected):
+    """Its first words are not part of an exact answer, and letters in them are no choice; a box may begin in them."""
+    start, completion, answer = {
+        "exact": ("Sum: ", "7", "7"),
+        "choice": ("Among A, B, C, D I choose ", "B", "B"),
+        "math": ("It is \\boxed{", "7}", "7"),
+    }[kind]
+    rollout = make_rollout(completion, answer=answer)
+    chat = ({"role": "user", "content": "?"}, {"role": "assistant", "content": start})
+    rollout = replace(rollout, prompt=replace(rollout.prompt, prompt=chat))
+    pipeline = build_rewards(RewardsConfig.model_validate({"functions": [{"type": kind}]}), seed=0)
+    assert pipeline.score_clean([rollout])[0].clean_reward == expected
+
+
+RIGHT = [
+    ("18 eggs", r"\boxed{18}"), ("18 eggs", "I count 18 eggs"), ("18", r"\boxed{18 eggs}"), ("5 dollars", r"\boxed{5}"),
+    ("3/4 cup", r"\boxed{\frac{3}{4}}"), ("1 1/2 cups", r"\boxed{1.5}"), ("90°", r"\boxed{90^\circ}"), ("€5", r"\boxed{5}"),
+    ("5.", r"\boxed{5}"), ("12 000", r"\boxed{12,000}"), ("100 km/h", r"\boxed{100}"), ("50%", r"\boxed{0.5}"),
+    ("1e-05", r"\boxed{10^{-5}}"), ("6.02e23", r"\boxed{6.02 \times 10^{23}}"), ("3.0e8 m/s", r"\boxed{3e8}"),
+    ("no", r"\boxed{\text{No}}"), ("listen", r"\boxed{Listen}"), ("2024-01-05", r"\boxed{2024-01-05}"),
+    ("2 hours 30 minutes", r"\boxed{2 hours 30 minutes}"), ("2xy", r"\boxed{2yx}"), ("2x+3y", r"\boxed{3y+2x}"),
+    ("4 and 5", r"\boxed{5, 4}"), ("(1,2)", r"\boxed{(1,2)}"), ("x=5", r"\boxed{5}"),
+]  # fmt: skip
+WRONG = [
+    ("12 000", r"\boxed{0}"), ("no", r"\boxed{on}"), ("listen", r"\boxed{silent}"), ("2024-01-05", r"\boxed{2018}"),
+    ("18 eggs", r"\boxed{19}"), ("18", r"\boxed{19 eggs}"), ("1e-05", r"\boxed{1}"), ("2xy", r"\boxed{2}"), ("2 x/y", r"\boxed{2}"),
+    ("3 sin x", r"\boxed{3}"), ("no", "I have no idea"), ("2 hours 30 minutes", r"\boxed{30}"), ("18 eggs", "eggs {"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answer", "completion", "expected"), [(*p, True) for p in RIGHT] + [(*p, False) for p in WRONG]
+)
+def test_math_answers_with_units_words_and_powers_of_ten(answer, completion, expected):
+    assert math_answers.is_same_answer(answer, completion) is expected
+
+
+@pytest.mark.parametrize("number", [1e-05, 1e16, 0.1, 29.0, -2.5])
+def test_floats_are_references_as_they_are_written_out(number):
+    written = np.format_float_positional(number, trim="-")
+    assert value(ExactReward(), written, number) == 1.0
+    assert value(ExactReward(), str(number), number) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [("New York", 1.0), ("New York, of course", 0.0), ("New  York is it", 1.0), ("New", 0.0)],
+)
+def test_a_prefix_is_as_many_words_as_the_answer(completion, expected):
+    assert value(ExactReward(prefix=True), completion, "New York") == expected

@@ -1,6 +1,6 @@
 """Stage 3: what a completion is worth, and what the learner gets to see of it.
 
-functions.py        exact, math, choice
+functions.py        exact, math, choice; math_answers.py is what math means by the same answer
 user.py             functions with TRL's signature: loading and calling
 http.py             a judge behind HTTP
 isolation.py        calls that may hang or crash; worker.py is the process they happen in
@@ -11,6 +11,7 @@ noise_labels.py     wrong reference answers
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vrpo.config.rewards import (
@@ -23,6 +24,7 @@ from vrpo.config.rewards import (
     KeywordBiasNoise,
     LengthBiasNoise,
     MajorityNoise,
+    MathReward,
     MissingNoise,
     NoiseConfig,
     PersistentNoise,
@@ -107,7 +109,9 @@ def _function(config: RewardFunctionConfig) -> NamedFunction:
     if isinstance(config, FunctionReward):
         how["concurrency"] = config.concurrency
         return named(load_function(config.file, config.name), weight=config.weight, name=config.name, **how)
-    return named(Builtin(config), weight=config.weight, name=config.type, needs=(config.column,), **how)
+    function = named(Builtin(config), weight=config.weight, name=config.type, needs=(config.column,), **how)
+    # what a response is, or the letter it names first, is not for the prompt to say; a boxed answer may have begun there
+    return replace(function, reads_start=isinstance(config, MathReward))
 
 
 def _distinct(functions: Sequence[NamedFunction]) -> list[NamedFunction]:

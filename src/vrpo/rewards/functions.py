@@ -4,16 +4,15 @@ Each has TRL's signature. For a row whose answer is null it returns None, no ver
 the exception, which the pipeline turns into a missing reward with an error line.
 """
 
-import logging
 import math
-import os
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from string import ascii_uppercase
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any, final
+
+import numpy as np
 
 from vrpo.config.rewards import (
     ChoiceReward,
@@ -23,9 +22,7 @@ from vrpo.config.rewards import (
     MathReward,
     RewardFunctionConfig,
 )
-
-MATH_SECONDS = 5
-"""Longest a parse or a comparison may take; `9^{9^{9}}` never ends by itself."""
+from vrpo.rewards.math_answers import extract_math, is_same_answer
 
 DEFAULT_CHOICES = 8
 """Letters that count where a row has no column `choices`: A to H, so that the word I is no answer."""
@@ -42,7 +39,7 @@ def text_of(completion: Any) -> str:
 class Builtin:
     """The reward function of a configuration, with TRL's signature; it can be sent to another process.
 
-    exact    1.0 when the stripped completion (with `prefix`, its first word) equals the column, else 0.0
+    exact    1.0 when the stripped completion (with `prefix`, its first words, as many as the column has) equals the column, else 0.0
     choice   1.0 when the first choice letter of the completion is the column's letter, else 0.0
     math     1.0 when `math-verify` finds the completion's answer equal to the column, else 0.0
 
@@ -70,13 +67,19 @@ class Builtin:
             text, reference = text_of(completion), _reference(answer, config.column)
             match config:
                 case ExactReward(prefix=prefix):
-                    return float(_is_exactly(extract_exact(text, prefix=prefix), reference, answer))
+                    return float(
+                        _is_exactly(
+                            extract_exact(text, prefix=prefix, words=len(reference.split())),
+                            reference,
+                            answer,
+                        )
+                    )
                 case ChoiceReward():
                     letter = _letter(reference, config.column)
                     count = max(_number_of_choices(row), ascii_uppercase.index(letter) + 1)
                     return float(extract_choice(text, count=count) == letter)
                 case MathReward():
-                    return float(_verify(reference, text))
+                    return float(is_same_answer(reference, text))
         # One sample that cannot be judged must not cost the others their verdict.
         except Exception as error:
             return error
@@ -87,10 +90,9 @@ def _is_exactly(found: str, reference: str, answer: Any) -> bool:
     return found == reference or (isinstance(answer, float) and found == str(answer))
 
 
-def extract_exact(completion: str, *, prefix: bool) -> str:
-    """The stripped completion, or its first word."""
-    words = completion.split(maxsplit=1)
-    return words[0] if prefix and words else completion.strip()
+def extract_exact(completion: str, *, prefix: bool, words: int = 1) -> str:
+    """The stripped completion, or its first `words` words."""
+    return " ".join(completion.split()[:words]) if prefix else completion.strip()
 
 
 def _is_null(answer: Any) -> bool:
@@ -99,8 +101,8 @@ def _is_null(answer: Any) -> bool:
 
 
 def _reference(answer: Any, column: str) -> str:
-    if isinstance(answer, float) and answer.is_integer():
-        answer = int(answer)
+    if isinstance(answer, float) and math.isfinite(answer):
+        answer = np.format_float_positional(answer, trim="-")  # 29, not 29.0, and 0.00001, not 1e-05
     if not str(answer).strip():
         raise ValueError(f"column {column!r} is empty")
     return str(answer).strip()
@@ -129,62 +131,6 @@ def extract_choice(completion: str, *, count: int = DEFAULT_CHOICES) -> str | No
         return alone
     found = re.search(rf"(?<![A-Za-z0-9_])[{letters}](?![A-Za-z0-9_'’])", completion)
     return found.group() if found else None
-
-
-@lru_cache(maxsize=1)
-def _math_verify() -> ModuleType:
-    import math_verify
-
-    # It warns on stderr about time limits; here a timeout becomes an error line of its sample.
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    return math_verify
-
-
-def _seconds() -> int | None:
-    main = threading.current_thread() is threading.main_thread()
-    return MATH_SECONDS if main and os.name == "posix" else None
-
-
-@lru_cache(maxsize=8192)
-def _parse_reference(answer: str) -> list[Any]:
-    library = _math_verify()
-    # An escaped \$ is an amount of dollars; a bare one already delimits LaTeX.
-    has_delimiter = re.search(r"(?<!\\)\$|\\boxed", answer)
-    delimited = answer if has_delimiter else f"\\boxed{{{answer}}}"
-    for text in (delimited, answer):
-        parsed = library.parse(text, parsing_timeout=_seconds(), raise_on_error=True)
-        if parsed:
-            return parsed
-    raise ValueError(f"reference answer {answer!r:.60} is no mathematics")
-
-
-def _parse(completion: str) -> list[Any]:
-    return _math_verify().parse(completion, parsing_timeout=_seconds(), raise_on_error=True)
-
-
-def _verify(answer: str, completion: str) -> bool:
-    from math_verify.errors import TimeoutException
-
-    library = _math_verify()
-    try:
-        gold, found = _parse_reference(answer), _parse(completion)
-        return library.verify(gold, found, timeout_seconds=_seconds(), raise_on_error=True)
-    # Not a subclass of Exception, so nothing further up would catch it.
-    except TimeoutException as error:
-        raise TimeoutError(f"gave up after {MATH_SECONDS} s on {completion[-40:]!r}") from error
-
-
-def extract_math(completion: str) -> str | None:
-    """The completion's final answer as it is written there; None when there is none."""
-    from math_verify.errors import TimeoutException
-
-    try:
-        parsed = _parse(completion)
-    # In a vote an answer that cannot be read is no answer, whatever the reason (TimeoutException is not an Exception).
-    except (Exception, TimeoutException):
-        return None
-    texts = [item for item in parsed if isinstance(item, str) and item.strip()]
-    return texts[-1].strip() if texts else None
 
 
 def answer_extractor(

@@ -54,6 +54,8 @@ class NamedFunction:
     """What becomes of a response whose verdict failed in the end."""
     source: Any = None
     """What was given, before anything was wrapped around it; None: not known."""
+    reads_start: bool = True
+    """Whether a completion is handed to it with the words that the prompt began it with, as TRL does."""
     asks_again: bool = True
     """Whether a call that failed as a whole is followed by one for each response."""
 
@@ -284,7 +286,7 @@ def call(
         )
     arguments |= {
         "prompts": [_asked(rollout.prompt.prompt) for rollout in rollouts],
-        "completions": [_completion(rollout) for rollout in rollouts],
+        "completions": [_completion(rollout, with_start=function.reads_start) for rollout in rollouts],
         "completion_ids": [rollout.token_ids[rollout.action_mask].tolist() for rollout in rollouts],
         "stops": [rollout.stop for rollout in rollouts],
     }
@@ -335,11 +337,11 @@ def _asked(prompt: Any) -> Any:
     )
 
 
-def _completion(rollout: Rollout) -> Any:
+def _completion(rollout: Rollout, *, with_start: bool) -> Any:
     prompt = rollout.prompt.prompt
     if isinstance(prompt, str):
         return rollout.completion
-    start = prompt[-1]["content"] if _begun(prompt) else ""
+    start = prompt[-1]["content"] if with_start and _begun(prompt) else ""
     return [{"role": "assistant", "content": start + rollout.completion}]
 
 
