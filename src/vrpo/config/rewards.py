@@ -19,7 +19,7 @@ class ExactReward(Strict):
     column: str = "answer"
     """Column that holds the right answer."""
     prefix: bool = False
-    """Compare only as much of the completion as its first line's first word; for models that go on talking."""
+    """Compare only the first words of the completion, as many as the answer has; for models that go on talking."""
 
 
 class ChoiceReward(Strict):
@@ -61,7 +61,10 @@ class CallConfig(Strict):
 
 
 class MathReward(CallConfig):
-    """1 when `math-verify` finds the completion's final answer equal to the answer column, else 0."""
+    """1 when `math-verify` finds the completion's final answer equal to the answer column, else 0.
+
+    Units after a number are dropped, and an answer in words is compared as text (`docs/guides/own_data.md`).
+    """
 
     type: Literal["math"] = "math"
     weight: float = 1.0
