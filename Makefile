@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # small models: one thread a process is fastest, and results do not depend on the number of cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart quickstart-short study study-short test test-slow lint types imports cpu-tests test-gpu kill-test fuzz docs clean
+.PHONY: quickstart quickstart-short study study-short figures test test-slow lint types imports cpu-tests test-gpu kill-test fuzz docs clean
 
 quickstart: $(VENV)/.run          ## install, train four methods for a judge that likes long answers, table, figure
 	$(BIN)/vrpo study recipes/quickstart --out runs/quickstart
@@ -17,7 +17,7 @@ quickstart-short: $(VENV)/.run    ## the same wiring in a few steps, for CI
 	$(BIN)/vrpo study recipes/quickstart --out runs/quickstart-short \
 	  --set train.steps=14 --set train.eval_every=7 --set train.eval_prompts=64
 
-study: $(VENV)/.run               ## the README's table: 424 runs, eleven to twelve hours on two cores; goes on where it stopped
+study: $(VENV)/.run               ## the README's table: 512 runs, thirteen to fifteen hours on two cores; goes on where it stopped
 	$(BIN)/vrpo study recipes/arith_cpu/length_bias.yaml --out runs/length_study
 	$(BIN)/vrpo study recipes/minus_cpu --out runs/minus_study
 	$(BIN)/vrpo study recipes/arith_cpu/phrase_bias.yaml --out runs/phrase_study
@@ -29,6 +29,17 @@ study: $(VENV)/.run               ## the README's table: 424 runs, eleven to twe
 	$(BIN)/vrpo study recipes/science_cpu/clean.yaml --out runs/science_clean_study
 	$(BIN)/vrpo study recipes/arith_cpu/flips_clean.yaml --out runs/clean_study
 	$(BIN)/vrpo study recipes/minus_cpu/flips_clean.yaml --out runs/minus_clean_study
+	$(BIN)/vrpo study recipes/arith_cpu/flips_clean_denoiser.yaml --out runs/clean_denoiser_study
+	$(BIN)/vrpo study recipes/minus_cpu/flips_clean_denoiser.yaml --out runs/minus_clean_denoiser_study
+	$(BIN)/vrpo study recipes/science_cpu/clean_denoiser.yaml --out runs/science_clean_denoiser_study
+	$(BIN)/vrpo study recipes/arith_cpu/hard_noise.yaml --out runs/hard_noise_study
+
+figures: $(VENV)/.run             ## the two figures of all noise kinds, drawn again from the numbers kept beside the recipes
+	$(BIN)/python -m vrpo.study.redraw noise docs/figures/results.png recipes/arith_cpu/length_bias.json \
+	  recipes/minus_cpu/expected.json recipes/arith_cpu/phrase_bias.json recipes/arith_cpu/flips.json \
+	  recipes/minus_cpu/flips.json recipes/science_cpu/expected.json recipes/arith_cpu/hard_noise.json
+	$(BIN)/python -m vrpo.study.redraw noise docs/figures/rates.png recipes/arith_cpu/rates.json recipes/arith_cpu/flips.json \
+	  recipes/arith_cpu/flips_clean.json recipes/arith_cpu/flips_clean_denoiser.json
 
 study-short: $(VENV)/.run         ## the same wiring with two seeds in a few steps, for CI
 	rm -rf runs/study-short

@@ -14,6 +14,7 @@ from vrpo.config import Config, SftConfig, apply_overrides, build, load, read_ya
 from vrpo.config.describe import all_keys, config_page, sft_keys
 from vrpo.config.elsewhere import OUR_NAMES
 from vrpo.config.learning import CriticConfig, DenoiserConfig, GrpoConfig, ScalarHead
+from vrpo.config.rewards import FunctionReward
 from vrpo.config.run import TrainConfig
 from vrpo.errors import ConfigError
 from vrpo.study.config import read_study
@@ -331,6 +332,30 @@ def test_an_override_reaches_an_item_of_a_list_by_its_number():
         apply_overrides(data, ["rewards.functions.2.weight=2"])
     with pytest.raises(ConfigError, match="it is empty"):
         apply_overrides(data, ["rewards.weight_of_none.0=2"])
+    with pytest.raises(ConfigError, match="there is no list 'noise' yet; set it as a whole"):
+        apply_overrides(data, ["rewards.noise.0.type=flip"])
+
+
+@pytest.mark.parametrize("text", ["# Rules: be brief", "Add # of items", "[1, 2 # three\n]"])
+def test_an_override_is_not_cut_at_a_comment(text):
+    with pytest.raises(
+        ConfigError, match=r"YAML takes what follows a # for a comment .* --set 'task\.a=\"\.\.\.\"'"
+    ):
+        apply_overrides({}, [f"task.a={text}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("'# Rules'", "# Rules"), ("a#b", "a#b"), ('"Add # of"', "Add # of")]
+)
+def test_a_number_sign_within_a_value_is_kept(text, value):
+    assert apply_overrides({}, [f"task.a={text}"]) == {"task": {"a": value}}
+
+
+def test_a_reward_file_may_lie_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    function = FunctionReward(file="~/judge.py", name="judge")
+    assert function.file == "/home/someone/judge.py"
+    assert FunctionReward(file="judge.py", name="judge").file == "judge.py"
 
 
 @pytest.mark.parametrize(

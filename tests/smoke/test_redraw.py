@@ -31,7 +31,11 @@ def test_flip_rates_of_three_records_are_one_axis():
     order = ("clean rewards", "10 % flipped", "20 % flipped", "30 % flipped", "40 % flipped")
     assert lines["VRPO"].get_xdata() == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4], abs=0.01)
     assert list(lines["VRPO"].get_ydata()) == [told[noise] for noise in order]
-    assert len(lines["GRPO with denoiser"].get_xdata()) == 4  # nobody ran it with clean rewards
+    assert len(lines["GRPO with denoiser"].get_xdata()) == 4  # its clean rewards are in a record of their own
+    beside = drawn("noise", *RATES, ARITH / "flips_clean_denoiser.json").axes[0].containers[1].lines[0]
+    assert (
+        len(beside.get_xdata()) == 5
+    )  # which belongs to the others of its folder, since its method is in none of them
 
 
 def test_a_noise_kind_of_two_tasks_is_named_by_its_recipe():

@@ -12,7 +12,7 @@ from rich.console import Console
 from tests.smoke.test_runs import SMALL
 from vrpo.cli import main
 from vrpo.config import SftConfig, build, to_yaml
-from vrpo.errors import CheckpointError, DataError, StorageError
+from vrpo.errors import CheckpointError, DataError, NumericsError, StorageError
 from vrpo.models import load_policy
 from vrpo.train import sft as warm_start
 from vrpo.train.sft import encode_examples, sft
@@ -122,3 +122,9 @@ def test_integers_are_written_out(make_policy):
         DataError, match=r"train/0 has 103 tokens .* sft\.target_column names, .* context of 64"
     ):
         encode_examples([replace(prompt, columns={"answer": "1" * 100})], policy, "answer")
+
+
+def test_weights_that_diverge_name_the_settings_of_a_warm_start(tmp_path):
+    with pytest.raises(NumericsError, match=r"lower sft\.learning_rate"):
+        sft(settings(learning_rate=1e30), out=tmp_path / "model", console=QUIET)
+    assert not (tmp_path / "model" / "config.json").exists()

@@ -159,6 +159,13 @@ def test_an_empty_train_in_the_base_is_no_place_for_defaults(write):
         read_study(folder, [])
 
 
+@pytest.mark.parametrize("override", ["seeds=[1]", "base=x.yaml", "methods.PPO.algorithm=grpo"])
+def test_an_override_of_the_study_itself_says_where_it_belongs(write, override):
+    key = override.split("=")[0].split(".")[0]
+    with pytest.raises(ConfigError, match=f"^--set {key}: .*'{key}' belongs in the study's file"):
+        read_study(write(), [override])
+
+
 def test_a_missing_noise_and_the_file_of_one_run_are_told_apart(write):
     folder = write()
     with pytest.raises(

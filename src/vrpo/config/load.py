@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,9 +67,19 @@ def apply_overrides(data: dict[Any, Any], overrides: list[str]) -> dict[str, Any
             value = yaml.load(text, Loader=_Loader)
         except (yaml.YAMLError, *_NOT_A_VALUE) as error:
             raise ConfigError(f"--set {_short(item)}: the value is not valid YAML; quote it") from error
+        if _has_comment(text):
+            raise ConfigError(
+                f"--set {_short(item)}: YAML takes what follows a # for a comment and drops it; quote the value, --set '{key}=\"...\"'"
+            )
         _check_keys(value, tuple(key.split(".")), ())
         data = _set(data, key.split("."), value, key)
     return data
+
+
+def _has_comment(text: str) -> bool:
+    """Whether YAML drops part of a value: a # that lies between tokens, not in one."""
+    tokens = list(yaml.scan(text, Loader=_Loader)) if "#" in text else []
+    return any("#" in text[a.end_mark.index : b.start_mark.index] for a, b in pairwise(tokens))
 
 
 def build(schema: type[ConfigT], data: dict[str, Any]) -> ConfigT:
@@ -256,6 +267,8 @@ def _set(data: dict[str, Any], keys: list[str], value: Any, whole: str) -> dict[
     if not rest:
         return {**data, key: value}
     below = data.get(key)
+    if below is None and rest[0].isdigit():
+        raise ConfigError(f"--set {whole}: there is no list {key!r} yet; set it as a whole")
     if below is None:
         below = {}
     if isinstance(below, str) and key == "algorithm":
@@ -292,6 +305,7 @@ def _in_yaml_words(message: str) -> str:
     message = (
         message.replace("a valid tuple", "a list")
         .replace("tuple should", "list should")
+        .replace("Tuple should", "list should")
         .replace("dictionary should", "section should")
     )
     message = message.replace(" after validation", "").replace(" or object to extract fields from", "")

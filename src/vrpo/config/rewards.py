@@ -1,8 +1,9 @@
 """`rewards:` the functions that judge a completion, and the noise put on their verdict."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from vrpo.config.base import Strict
 
@@ -93,6 +94,11 @@ class FunctionReward(FunctionCallConfig):
     """Function in that file; plain or async."""
     weight: float = 1.0
     """Factor in the weighted sum of functions."""
+
+    @field_validator("file")
+    @classmethod
+    def _of_home(cls, file: str) -> str:
+        return str(Path(file).expanduser()) if file.startswith("~") else file
 
 
 class HttpReward(Strict):

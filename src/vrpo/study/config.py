@@ -78,7 +78,11 @@ def read_study(path: Path, overrides: list[str]) -> tuple[StudyConfig, list[Cell
     _check_is_study(path, data)
     study = build(StudyConfig, data)
     base = read_yaml(path.parent / study.base)
-    apply_overrides({}, overrides)  # what is no KEY=VALUE is no method's mistake
+    given = apply_overrides({}, overrides)  # what is no KEY=VALUE is no method's mistake
+    if of_study := sorted(given.keys() & StudyConfig.model_fields.keys()):
+        raise ConfigError(
+            f"--set {of_study[0]}: --set changes what every run has; {of_study[0]!r} belongs in the study's file, {path}"
+        )
     cells = list(_cells(study, base, overrides))
     folders = [cell.folder for cell in cells]
     longest = max(cells, key=lambda cell: len(os.fsencode(cell.folder)))

@@ -62,7 +62,7 @@ def figure_of(kind: str, records: Mapping[Path, tuple[Sequence[Cell], Sequence[R
     Args:
         kind: one of `KINDS`.
         records: path -> what `read_record` gives. A noise kind that two have gets the name of its recipe's folder, and of its record
-            if they are in one folder.
+            if they are in one folder and have a method in common.
 
     Raises:
         ConfigError: `sharpness` of a record without temperatures.
@@ -85,11 +85,20 @@ def figure_of(kind: str, records: Mapping[Path, tuple[Sequence[Cell], Sequence[R
 
 
 def _told(noise: str, path: Path, records: Mapping[Path, tuple[Sequence[Cell], Sequence[Row]]]) -> str:
-    """A noise kind's name, and whose it is if other records have one of that name too."""
+    """A noise kind's name, and whose it is if other records have one of that name too.
+
+    Records of one folder that have it for different methods belong together: they are as one.
+    """
+
+    def methods(record: Path) -> set[str]:
+        return {row.method for row in records[record][1] if row.noise == noise}
+
     others = [
         other
-        for other, (_, rows) in records.items()
-        if other != path and any(row.noise == noise for row in rows)
+        for other in records
+        if other != path
+        and methods(other)
+        and (other.parent != path.parent or methods(other) & methods(path))
     ]
     if not others:
         return noise

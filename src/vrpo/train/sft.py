@@ -72,7 +72,12 @@ def sft(config: SftConfig, *, out: str | Path, console: Console | None = None) -
         set_learning_rate(optimizer, settings.learning_rate * (1.0 - 0.9 * (step - 1) / settings.steps))
         loss = _sft_step(policy, optimizer, prompts, tokenizer, settings.target_column)
         if step % settings.eval_every == 0 or step == settings.steps:
-            accuracy = evaluate(engine, rewards, held_out, samples=1, step=step, policy_version=step)
+            try:
+                accuracy = evaluate(engine, rewards, held_out, samples=1, step=step, policy_version=step)
+            except NumericsError as error:
+                raise NumericsError(
+                    f"the weights have diverged by step {step} (loss {loss:.3g}); lower sft.learning_rate"
+                ) from error
             console.print(
                 f"sft step {step}/{settings.steps}  loss {loss:.3f}  held-out accuracy: greedy {accuracy.greedy:.3f}, sampled {accuracy.sampled:.3f}"
             )
