@@ -102,6 +102,15 @@ def test_columns_and_answers():
     assert len(list(task.train_prompts())) == 13
 
 
+@pytest.mark.parametrize("null", [None, float("nan")])
+def test_null_is_no_answer_to_take(null):
+    rows = [{"prompt": f"p{i}", "answer": (null, "1", "2")[i % 3], "gold": null} for i in range(9)]
+    task = task_from_rows(rows, rows[:1], TOKENIZER)
+    assert sorted(task.answers("answer")) == ["1", "2"]
+    with pytest.raises(DataError, match=r"column 'gold' is null in all of the first 9 training rows"):
+        task.answers("gold")
+
+
 # --- arithmetic ---------------------------------------------------------------------------------
 
 

@@ -15,17 +15,18 @@ def choice_prompt(row: Row, template: str, *, shuffle: bool) -> tuple[str, dict[
     """(prompt, columns) with `choices` a list of texts and `answer` a letter.
 
     Choices come as a list of texts or as ARC's {"text": [...], "label": [...]}. The answer is a label, a
-    letter, or a text "1".."26" counted from 1. With `shuffle` the choices are permuted by a hash of the
-    row's id and the letter moves along.
+    letter, or a text "1".."26" counted from 1; None, no answer, stays None. With `shuffle` the choices are
+    permuted by a hash of the row's id and the letter moves along; letters in other columns do not.
     """
     texts, labels = _choices(row)
-    right = _position(row, labels)
+    right = _position(row, labels) if row.has_answer() else None
     if shuffle:
         order = stream(0, "choices", row.row_id).permutation(len(texts)).tolist()
         texts = [texts[i] for i in order]
-        right = order.index(right)
+        right = None if right is None else order.index(right)
     row.text("question")
-    columns = {**row.values, "choices": texts, "answer": ascii_uppercase[right]}
+    answer = None if right is None else ascii_uppercase[right]
+    columns = {**row.values, "choices": texts, "answer": answer}
     options = "\n".join(f"{letter}. {text}" for letter, text in zip(ascii_uppercase, texts, strict=False))
     return fill(template, row, {**columns, "options": options}), columns
 
