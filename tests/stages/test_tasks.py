@@ -340,6 +340,26 @@ def test_prompts_with_text_that_the_tokenizer_does_not_know_are_counted():
     assert "does not know" not in task_from_rows(rows, [{"prompt": "x"}], ends).describe()
 
 
+def test_a_prompt_rendered_beforehand_has_one_bos():
+    tokenizer = char_tokenizer(chat=True)
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    tokenizer.chat_template = "<bos>" + tokenizer.chat_template
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
+    )
+    messages = [{"role": "user", "content": "a"}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    asked = encode(messages, tokenizer, chat=None).tolist()
+    assert encode(rendered, tokenizer, chat=False).tolist() == asked
+    assert asked.count(tokenizer.bos_token_id) == 1
+    # other text gets its BOS as before
+    assert encode("a<bos>", tokenizer, chat=False).tolist() == [
+        tokenizer.bos_token_id,
+        68,
+        tokenizer.bos_token_id,
+    ]
+
+
 def test_encoding_leaves_messages_alone():
     messages = ({"role": "user", "content": "a"},)
     before = json.dumps(messages)
