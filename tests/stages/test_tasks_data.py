@@ -15,6 +15,7 @@ from vrpo.config.rewards import ChoiceReward, ExactReward, MathReward
 from vrpo.config.tasks import ChoiceTask, MathTask, RowsTask
 from vrpo.errors import DataError
 from vrpo.rewards.functions import Builtin
+from vrpo.rng import stream_seed
 from vrpo.tasks import build_task, task_from_rows
 from vrpo.tasks.data import FILE_SUFFIXES, Row, hold_out, name_rows, read_rows
 
@@ -182,6 +183,23 @@ def test_hold_out_keeps_equal_questions_together():
     assert not {r.values["q"] for r in train} & {r.values["q"] for r in held}
     # 200 questions, each held out with probability 1/4: 50, standard deviation 6.1
     assert abs(len(held) / 4 - 50) < 30
+
+
+def test_a_hold_out_of_far_more_rows_than_asked_is_told():
+    def described(many):
+        """`many` of 100 rows ask the question that comes first by its hash, so that it is held out."""
+        first = min((f"q{i}" for i in range(20)), key=lambda q: stream_seed(0, "holdout", repr(q)))
+        others = [f"q{i}" for i in range(20) if f"q{i}" != first]
+        rows = [first] * many + [others[i % len(others)] for i in range(100 - many)]
+        return task_from_rows([{"prompt": q} for q in rows], None, TOKENIZER, holdout=0.01).describe()
+
+    note = (
+        "95 held out, which is 95 of 100 rows, more than twice holdout=0.01, which counts distinct questions"
+    )
+    assert note in described(95)
+    assert "more than twice" not in described(2)
+    given = task_from_rows([{"prompt": "a"}], [{"prompt": "b"}] * 9, TOKENIZER, holdout=0.01)
+    assert "more than twice" not in given.describe()
 
 
 @pytest.mark.parametrize("holdout", [0.001, 0.5, 0.999])
