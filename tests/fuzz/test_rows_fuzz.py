@@ -6,6 +6,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -174,10 +175,10 @@ FILES = st.sampled_from(sorted(SHAPES)).flatmap(
 
 
 def answer_of(value: Any) -> str | None:
-    """What a row's answer is in the columns: null is none."""
+    """What a row's answer is in the columns: null is none, and no number has an exponent."""
     if value is None:
         return None
-    text = str(value)
+    text = f"{Decimal(repr(value)):f}" if isinstance(value, float) and "e" in repr(value) else str(value)
     return text.rpartition("####")[2].strip()
 
 

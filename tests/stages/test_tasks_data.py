@@ -220,6 +220,8 @@ def test_both_sides_get_a_row_even_of_two(holdout):
         ("\\frac{1}{2}", "\\frac{1}{2}"),
         (0.5, "0.5"),
         (5.0, "5.0"),
+        (-1e-05, "-0.00001"),
+        (1.5e16, "15000000000000000"),
         (None, None),
     ],
 )

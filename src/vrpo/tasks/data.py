@@ -42,13 +42,15 @@ class Row:
     values: Mapping[str, Any]
 
     def text(self, column: str) -> str:
-        """The text in `column`; numbers are written out, anything else is a DataError."""
+        """The text in `column`; numbers are written out, without exponent; anything else is a DataError."""
         value = self.values.get(column)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
                 raise self.error(column, value, f"text or a number of at most {LONGEST_NUMBER} bits")
             if math.isfinite(value):
-                return str(value)
+                text = str(value)
+                # 0.00001 is 1e-05 to Python, which nobody wrote and no answer equals
+                return np.format_float_positional(value, trim="-") if "e" in text else text
         if not isinstance(value, str) or not value.strip():
             raise self.error(column, value, "text")
         return value
