@@ -283,6 +283,48 @@ def test_choice_forms(tmp_path, answer, choices):
     assert "?\nA. basalt\nB. iron\nC. magma\nD. quartz\nAnswer with" in prompt.prompt
 
 
+@pytest.mark.parametrize(
+    ("answer", "choices", "message"),
+    [
+        (
+            "2",
+            ["2", "3", "4", "1"],
+            r"answer '2' names choice B, '3', and is the text of choice A, .*write B or A$",
+        ),
+        (
+            "a",
+            ["b", "a", "c"],
+            r"answer 'a' names choice A, 'b', .* of choice B, .*\{text: \[\.\.\.\], label: ",
+        ),
+        ("B", ["AB", "A", "B", "O"], r"answer 'B' names choice B, 'A', and is the text of choice C"),
+        ("2", {"text": ["2", "3"], "label": ["A", "B"]}, r"names choice B, .* of choice A, .*write B or A$"),
+        ("B", {"text": ["A", "C", "B"], "label": ["1", "2", "3"]}, r"names choice 2, .* of choice 3"),
+    ],
+)
+def test_an_answer_that_names_one_choice_and_is_the_text_of_another_is_refused(
+    tmp_path, answer, choices, message
+):
+    with pytest.raises(DataError, match=rf"row r\d: .*{message}") as caught:
+        choice_task(tmp_path, answer=answer, choices=choices)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices"),
+    [
+        ("B", ["2", "3", "4", "1"]),
+        ("2", ["1", "2", "3", "4"]),  # both readings are the same
+        ("B", ["A", "B", "AB", "O"]),
+        ("B", ["b", "a"]),  # a capital letter is the letter
+        ("2", {"text": ["2", "3", "4", "1"], "label": ["1", "2", "3", "4"]}),  # as in ARC: a label
+        ("B", {"text": ["AB", "A", "B", "O"], "label": ["A", "B", "C", "D"]}),
+    ],
+)
+def test_an_answer_with_one_reading_is_taken(tmp_path, answer, choices):
+    prompt = next(choice_task(tmp_path, answer=answer, choices=choices).train_prompts())
+    assert prompt.columns["answer"] == "B"
+
+
 def test_a_null_answer_passes_and_its_choices_are_shuffled(tmp_path):
     answered, unknown = (
         list(choice_task(tmp_path, answer=answer, count=20, shuffle=True).train_prompts())
