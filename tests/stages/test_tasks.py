@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from tests.stages.data.samples import char_tokenizer, text_of
+from vrpo.config.rewards import ExactReward, RewardsConfig
 from vrpo.config.tasks import ArithmeticTask
 from vrpo.errors import DataError
+from vrpo.rewards import build_rewards
 from vrpo.rng import stream
 from vrpo.tasks import build_task, encode, task_from_rows
 from vrpo.tasks.arithmetic import Problem, draw_problem
+from vrpo.train.fit import check_fit
 
 TOKENIZER = char_tokenizer()
 CHAT_TOKENIZER = char_tokenizer(chat=True)
@@ -92,6 +95,8 @@ def test_columns_and_answers():
     assert sorted(task.answers("answer")) == [0, 1, 2]
     with pytest.raises(DataError, match="no column 'gold'"):
         task.answers("gold")
+    assert task.first_with(("prompts", "stops")) is None
+    assert task.first_with(("stops", "extra", "answer")) == ("train/0", "extra")
     assert build_task(ArithmeticTask(), TOKENIZER).columns == {
         "answer",
         "work",
@@ -109,6 +114,23 @@ def test_null_is_no_answer_to_take(null):
     assert sorted(task.answers("answer")) == ["1", "2"]
     with pytest.raises(DataError, match=r"column 'gold' is null in all of the first 9 training rows"):
         task.answers("gold")
+
+
+@pytest.mark.parametrize("column", ["prompts", "completions", "completion_ids", "stops"])
+@pytest.mark.parametrize("where", ["train", "eval"])
+def test_a_column_named_as_an_argument_of_reward_functions_is_refused_before_sampling(
+    make_policy, column, where
+):
+    plain, odd = [{"prompt": "a", "answer": "1"}], [{"prompt": "b", "answer": "1", column: "x"}]
+    policy = make_policy("llama")
+    rewards = build_rewards(RewardsConfig(functions=(ExactReward(),)), seed=0)
+    task = task_from_rows(*((odd, plain) if where == "train" else (plain, odd)), TOKENIZER)
+    with pytest.raises(
+        DataError, match=rf"row {where}/0 has a column '{column}', .*task\.columns: "
+    ) as caught:
+        check_fit(task, policy, rewards, max_completion_length=1)
+    assert "\n" not in str(caught.value)
+    check_fit(task_from_rows(plain, plain, TOKENIZER), policy, rewards, max_completion_length=1)
 
 
 # --- arithmetic ---------------------------------------------------------------------------------

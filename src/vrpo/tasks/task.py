@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import date, time
 from decimal import Decimal
 from functools import lru_cache
@@ -104,6 +104,18 @@ class Task:
         checked = list(self._checked())
         lacking = [prompt for prompt in checked if column not in prompt.columns]
         return lacking[0].prompt_id, len(lacking), len(checked), sorted(lacking[0].columns)
+
+    def first_with(self, columns: Collection[str]) -> tuple[str, str] | None:
+        """The first checked prompt that has one of these columns, and that column; None where no prompt has one."""
+        return next(
+            (
+                (prompt.prompt_id, name)
+                for prompt in self._checked()
+                for name in columns
+                if name in prompt.columns
+            ),
+            None,
+        )
 
     def draw(self, *, seed: int, step: int, count: int) -> list[Prompt]:
         """Positions step * count .. step * count + count - 1 of the training stream of `seed`."""
