@@ -152,6 +152,19 @@ def test_columns_are_renamed_and_missing_ones_named(tmp_path):
     assert task.columns == {"question", "answer"}
 
 
+def test_a_column_that_the_task_needs_cannot_be_renamed_away(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"prompt": f"p{i}", "gold": str(i)} for i in range(10)])
+    with pytest.raises(
+        DataError,
+        match=r"task\.columns: \{question: prompt\} renames column 'prompt', which .* or add .*\{prompt: <name>\}",
+    ):
+        build_task(RowsTask(data=path, columns={"question": "prompt"}), TOKENIZER)
+    both = build_task(RowsTask(data=path, columns={"question": "prompt", "prompt": "prompt"}), TOKENIZER)
+    assert both.columns == {"question", "gold"}
+    swapped = build_task(RowsTask(data=path, columns={"gold": "prompt", "prompt": "gold"}), TOKENIZER)
+    assert all(p.columns["gold"] == f"p{p.prompt}" for p in swapped.train_prompts())
+
+
 def test_a_row_without_the_renamed_column_lacks_it(tmp_path):
     rows = [{"question": f"Q{i}", "gold": "1"} for i in range(10)] + [
         {"id": "x7", "question": "q", "answer": "2"}

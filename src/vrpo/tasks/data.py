@@ -280,6 +280,12 @@ def name_rows(rows: Any, *, columns: Mapping[str, str], required: Sequence[str],
                 f"{source}: no column {name!r}, there is {_names(existing)}; rename the one that is "
                 f"meant, or say which it is with task.columns: {{{ours}: <name>}} (in a file)"
             )
+        if ours not in columns and ours in theirs:
+            taker = next(new for new, old in columns.items() if old == ours)
+            raise DataError(
+                f"{source}: task.columns: {{{taker}: {ours}}} renames column {ours!r}, which the task needs under that name; remove "
+                f"that entry, or add which column is {ours!r}: {{{ours}: <name>}}"
+            )
     values = [
         # a row without the renamed column lacks it under the new name too, whatever else stood there
         {
