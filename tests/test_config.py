@@ -183,6 +183,24 @@ def test_a_mistake_is_one_line_with_value_and_fix(changes, parts):
         assert part in text
 
 
+@pytest.mark.parametrize("section", ["functions", "gold"])
+@pytest.mark.parametrize("schema", [Config, SftConfig])
+def test_letters_of_another_column_do_not_move_with_shuffled_choices(section, schema):
+    def built(column, **task):
+        rewards = {"functions": {"type": "exact"}} | {section: {"type": "choice", "column": column}}
+        return build(
+            schema, BASE | {"task": {"type": "choice", "data": "a.jsonl", **task}, "rewards": rewards}
+        )
+
+    with pytest.raises(
+        ConfigError, match=rf"task\.shuffle .*'judge', which rewards\.{section} .*shuffle: false"
+    ) as e:
+        built("judge", shuffle=True)
+    assert "\n" not in str(e.value)
+    for task, column in (({"shuffle": True}, "answer"), ({}, "judge")):
+        assert built(column, **task).task.type == "choice"
+
+
 def test_a_small_bonus_stays_within_the_bins_of_hl_gauss():
     def config(kind):
         noise = {"type": "keyword_bias", "phrase": "9", "bonus": 0.1}

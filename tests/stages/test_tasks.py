@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from tests.stages.data.samples import char_tokenizer, text_of
+from vrpo.config.rewards import ExactReward, RewardsConfig
 from vrpo.config.tasks import ArithmeticTask
 from vrpo.errors import DataError
+from vrpo.rewards import build_rewards
 from vrpo.rng import stream
 from vrpo.tasks import build_task, encode, task_from_rows
 from vrpo.tasks.arithmetic import Problem, draw_problem
+from vrpo.train.fit import check_fit
 
 TOKENIZER = char_tokenizer()
 CHAT_TOKENIZER = char_tokenizer(chat=True)
@@ -92,6 +95,8 @@ def test_columns_and_answers():
     assert sorted(task.answers("answer")) == [0, 1, 2]
     with pytest.raises(DataError, match="no column 'gold'"):
         task.answers("gold")
+    assert task.first_with(("prompts", "stops")) is None
+    assert task.first_with(("stops", "extra", "answer")) == ("train/0", "extra")
     assert build_task(ArithmeticTask(), TOKENIZER).columns == {
         "answer",
         "work",
@@ -100,6 +105,32 @@ def test_columns_and_answers():
         "source",
     }
     assert len(list(task.train_prompts())) == 13
+
+
+@pytest.mark.parametrize("null", [None, float("nan")])
+def test_null_is_no_answer_to_take(null):
+    rows = [{"prompt": f"p{i}", "answer": (null, "1", "2")[i % 3], "gold": null} for i in range(9)]
+    task = task_from_rows(rows, rows[:1], TOKENIZER)
+    assert sorted(task.answers("answer")) == ["1", "2"]
+    with pytest.raises(DataError, match=r"column 'gold' is null in all of the first 9 training rows"):
+        task.answers("gold")
+
+
+@pytest.mark.parametrize("column", ["prompts", "completions", "completion_ids", "stops"])
+@pytest.mark.parametrize("where", ["train", "eval"])
+def test_a_column_named_as_an_argument_of_reward_functions_is_refused_before_sampling(
+    make_policy, column, where
+):
+    plain, odd = [{"prompt": "a", "answer": "1"}], [{"prompt": "b", "answer": "1", column: "x"}]
+    policy = make_policy("llama")
+    rewards = build_rewards(RewardsConfig(functions=(ExactReward(),)), seed=0)
+    task = task_from_rows(*((odd, plain) if where == "train" else (plain, odd)), TOKENIZER)
+    with pytest.raises(
+        DataError, match=rf"row {where}/0 has a column '{column}', .*task\.columns: "
+    ) as caught:
+        check_fit(task, policy, rewards, max_completion_length=1)
+    assert "\n" not in str(caught.value)
+    check_fit(task_from_rows(plain, plain, TOKENIZER), policy, rewards, max_completion_length=1)
 
 
 # --- arithmetic ---------------------------------------------------------------------------------
@@ -329,6 +360,26 @@ def test_prompts_with_text_that_the_tokenizer_does_not_know_are_counted():
     ends = copy.deepcopy(TOKENIZER)
     ends.unk_token = ends.eos_token
     assert "does not know" not in task_from_rows(rows, [{"prompt": "x"}], ends).describe()
+
+
+def test_a_prompt_rendered_beforehand_has_one_bos():
+    tokenizer = char_tokenizer(chat=True)
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    tokenizer.chat_template = "<bos>" + tokenizer.chat_template
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
+    )
+    messages = [{"role": "user", "content": "a"}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    asked = encode(messages, tokenizer, chat=None).tolist()
+    assert encode(rendered, tokenizer, chat=False).tolist() == asked
+    assert asked.count(tokenizer.bos_token_id) == 1
+    # other text gets its BOS as before
+    assert encode("a<bos>", tokenizer, chat=False).tolist() == [
+        tokenizer.bos_token_id,
+        68,
+        tokenizer.bos_token_id,
+    ]
 
 
 def test_encoding_leaves_messages_alone():

@@ -11,8 +11,11 @@ import pandas as pd
 import pytest
 
 from tests.stages.data.samples import char_tokenizer, text_of
+from vrpo.config.rewards import ChoiceReward, ExactReward, MathReward
 from vrpo.config.tasks import ChoiceTask, MathTask, RowsTask
 from vrpo.errors import DataError
+from vrpo.rewards.functions import Builtin
+from vrpo.rng import stream_seed
 from vrpo.tasks import build_task, task_from_rows
 from vrpo.tasks.data import FILE_SUFFIXES, Row, hold_out, name_rows, read_rows
 
@@ -149,6 +152,27 @@ def test_columns_are_renamed_and_missing_ones_named(tmp_path):
     assert task.columns == {"question", "answer"}
 
 
+def test_a_column_that_the_task_needs_cannot_be_renamed_away(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"prompt": f"p{i}", "gold": str(i)} for i in range(10)])
+    with pytest.raises(
+        DataError,
+        match=r"task\.columns: \{question: prompt\} renames column 'prompt', which .* or add .*\{prompt: <name>\}",
+    ):
+        build_task(RowsTask(data=path, columns={"question": "prompt"}), TOKENIZER)
+    both = build_task(RowsTask(data=path, columns={"question": "prompt", "prompt": "prompt"}), TOKENIZER)
+    assert both.columns == {"question", "gold"}
+    swapped = build_task(RowsTask(data=path, columns={"gold": "prompt", "prompt": "gold"}), TOKENIZER)
+    assert all(p.columns["gold"] == f"p{p.prompt}" for p in swapped.train_prompts())
+
+
+def test_a_row_without_the_renamed_column_lacks_it(tmp_path):
+    rows = [{"question": f"Q{i}", "gold": "1"} for i in range(10)] + [
+        {"id": "x7", "question": "q", "answer": "2"}
+    ]
+    with pytest.raises(DataError, match="row 10: no column 'answer'; write null"):
+        build_task(MathTask(data=write(tmp_path / "a.jsonl", rows), columns={"answer": "gold"}), TOKENIZER)
+
+
 def test_rows_that_are_no_mappings_are_refused():
     with pytest.raises(DataError, match="list of dicts"):
         name_rows(["text"], columns={}, required=(), source="x")
@@ -174,6 +198,23 @@ def test_hold_out_keeps_equal_questions_together():
     assert abs(len(held) / 4 - 50) < 30
 
 
+def test_a_hold_out_of_far_more_rows_than_asked_is_told():
+    def described(many):
+        """`many` of 100 rows ask the question that comes first by its hash, so that it is held out."""
+        first = min((f"q{i}" for i in range(20)), key=lambda q: stream_seed(0, "holdout", repr(q)))
+        others = [f"q{i}" for i in range(20) if f"q{i}" != first]
+        rows = [first] * many + [others[i % len(others)] for i in range(100 - many)]
+        return task_from_rows([{"prompt": q} for q in rows], None, TOKENIZER, holdout=0.01).describe()
+
+    note = (
+        "95 held out, which is 95 of 100 rows, more than twice holdout=0.01, which counts distinct questions"
+    )
+    assert note in described(95)
+    assert "more than twice" not in described(2)
+    given = task_from_rows([{"prompt": "a"}], [{"prompt": "b"}] * 9, TOKENIZER, holdout=0.01)
+    assert "more than twice" not in given.describe()
+
+
 @pytest.mark.parametrize("holdout", [0.001, 0.5, 0.999])
 def test_both_sides_get_a_row_even_of_two(holdout):
     train, held = hold_out([Row("0", {"q": "a"}), Row("1", {"q": "b"})], holdout=holdout, key="q", source="x")
@@ -190,6 +231,11 @@ def test_both_sides_get_a_row_even_of_two(holdout):
         ("She sells 16 - 7 = 9. 9 * 2 = 18\n#### 18", "18"),
         ("#### 1,234 ", "1,234"),
         ("\\frac{1}{2}", "\\frac{1}{2}"),
+        (0.5, "0.5"),
+        (5.0, "5.0"),
+        (-1e-05, "-0.00001"),
+        (1.5e16, "15000000000000000"),
+        (None, None),
     ],
 )
 def test_math_answers(tmp_path, answer, expected):
@@ -202,8 +248,7 @@ def test_math_answers(tmp_path, answer, expected):
     ("row", "message"),
     [
         ({"id": "x7", "question": None, "answer": "1"}, "row x7: column 'question' holds None"),
-        ({"id": "x7", "question": "q", "answer": None}, "row x7: column 'answer' holds None"),
-        ({"id": "x7", "question": "q"}, "row x7: column 'answer' holds None"),
+        ({"id": "x7", "question": "q"}, "row x7: no column 'answer'; write null"),
         ({"id": "x7", "question": "  ", "answer": "1"}, "row x7: column 'question'"),
         ({"id": "x7", "question": ["q"], "answer": "1"}, "row x7: column 'question'"),
         ({"id": "x7", "question": "q", "answer": True}, "row x7: column 'answer' holds True"),
@@ -251,6 +296,100 @@ def test_choice_forms(tmp_path, answer, choices):
     assert "?\nA. basalt\nB. iron\nC. magma\nD. quartz\nAnswer with" in prompt.prompt
 
 
+@pytest.mark.parametrize(
+    ("answer", "choices", "message"),
+    [
+        (
+            "2",
+            ["2", "3", "4", "1"],
+            r"answer '2' names choice B, '3', and is the text of choice A, .*write B or A$",
+        ),
+        (
+            "a",
+            ["b", "a", "c"],
+            r"answer 'a' names choice A, 'b', .* of choice B, .*\{text: \[\.\.\.\], label: ",
+        ),
+        ("B", ["AB", "A", "B", "O"], r"answer 'B' names choice B, 'A', and is the text of choice C"),
+        ("2", {"text": ["2", "3"], "label": ["A", "B"]}, r"names choice B, .* of choice A, .*write B or A$"),
+        ("B", {"text": ["A", "C", "B"], "label": ["1", "2", "3"]}, r"names choice 2, .* of choice 3"),
+    ],
+)
+def test_an_answer_that_names_one_choice_and_is_the_text_of_another_is_refused(
+    tmp_path, answer, choices, message
+):
+    with pytest.raises(DataError, match=rf"row r\d: .*{message}") as caught:
+        choice_task(tmp_path, answer=answer, choices=choices)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices"),
+    [
+        ("B", ["2", "3", "4", "1"]),
+        ("2", ["1", "2", "3", "4"]),  # both readings are the same
+        ("B", ["A", "B", "AB", "O"]),
+        ("B", ["b", "a"]),  # a capital letter is the letter
+        ("2", {"text": ["2", "3", "4", "1"], "label": ["1", "2", "3", "4"]}),  # as in ARC: a label
+        ("B", {"text": ["AB", "A", "B", "O"], "label": ["A", "B", "C", "D"]}),
+    ],
+)
+def test_an_answer_with_one_reading_is_taken(tmp_path, answer, choices):
+    prompt = next(choice_task(tmp_path, answer=answer, choices=choices).train_prompts())
+    assert prompt.columns["answer"] == "B"
+
+
+def test_a_null_answer_passes_and_its_choices_are_shuffled(tmp_path):
+    answered, unknown = (
+        list(choice_task(tmp_path, answer=answer, count=20, shuffle=True).train_prompts())
+        for answer in ("B", None)
+    )
+    assert {p.columns["answer"] for p in unknown} == {None}
+    assert [p.columns["choices"] for p in unknown] == [p.columns["choices"] for p in answered]
+    assert [p.prompt for p in unknown] == [p.prompt for p in answered]
+
+
+@pytest.mark.parametrize("kind", ["exact", "math", "choice"])
+def test_null_answers_have_no_verdict(tmp_path, kind):
+    rows = [{"question": f"Q{i}", "choices": CHOICES, "answer": (None, "B")[i % 2]} for i in range(12)]
+    path = write(tmp_path / "a.jsonl", rows)
+    config = ChoiceTask(data=path) if kind == "choice" else MathTask(data=path)
+    prompts = build_task(config, TOKENIZER).train_prompts()
+    reward = Builtin({"exact": ExactReward, "math": MathReward, "choice": ChoiceReward}[kind]())
+    answers = [prompt.columns["answer"] for prompt in prompts]
+    verdicts = reward(
+        prompts=None,
+        completions=["$B$" if kind == "math" else "B"] * len(answers),
+        answer=answers,
+        choices=[CHOICES] * len(answers),
+    )
+    assert None in verdicts and 1.0 in verdicts
+    assert verdicts == [None if answer is None else 1.0 for answer in answers]
+
+
+def test_an_empty_cell_of_a_csv_file_is_null(tmp_path):
+    path = write(
+        tmp_path / "a.csv",
+        [{"question": f"Q{i}", "context": "", "answer": ("", "1")[i % 2]} for i in range(12)],
+    )
+    assert read_rows(path)[:2] == [
+        {"question": "Q0", "context": None, "answer": None},
+        {"question": "Q1", "context": None, "answer": "1"},
+    ]
+    task = build_task(MathTask(data=path, template="{context}{question}="), TOKENIZER)
+    assert {p.columns["answer"] for p in task.train_prompts()} == {None, "1"}
+    assert all(p.prompt == f"{p.columns['question']}=" for p in task.train_prompts())
+    with pytest.raises(DataError, match=r"row 1: column 'question' holds None, text is needed"):
+        build_task(
+            MathTask(data=write(tmp_path / "b.csv", [{"question": q, "answer": "1"} for q in ("a", "")])),
+            TOKENIZER,
+        )
+    with pytest.raises(DataError, match=r"row 0: column 'prompt' holds None, text or a list"):
+        build_task(
+            RowsTask(data=write(tmp_path / "c.csv", [{"prompt": p, "answer": "1"} for p in ("", "a")])),
+            TOKENIZER,
+        )
+
+
 def test_shuffled_choices_take_the_letter_along(tmp_path):
     task = choice_task(tmp_path, count=200, shuffle=True)
     letters = [p.columns["answer"] for p in task.train_prompts()]
@@ -268,7 +407,6 @@ def test_shuffled_choices_take_the_letter_along(tmp_path):
     [
         ({"answer": "E"}, "column 'answer' holds 'E', one of the labels"),
         ({"answer": 1}, "column 'answer' holds 1"),
-        ({"answer": None}, "column 'answer' holds None"),
         ({"answer": "5"}, "column 'answer' holds '5'"),
         ({"choices": "a b"}, "column 'choices'"),
         ({"choices": ["one"]}, "column 'choices'"),

@@ -8,8 +8,8 @@ from vrpo.config.base import Strict
 from vrpo.config.learning import AlgorithmConfig, CriticConfig, DenoiserConfig, GrpoConfig, PpoConfig
 from vrpo.config.load import explain_validation
 from vrpo.config.presets import with_preset
-from vrpo.config.rewards import ADDED_NOISE, RewardsConfig
-from vrpo.config.tasks import TaskConfig
+from vrpo.config.rewards import ADDED_NOISE, ChoiceReward, RewardsConfig
+from vrpo.config.tasks import ChoiceTask, TaskConfig
 from vrpo.errors import ConfigError
 
 
@@ -115,6 +115,19 @@ class TrainConfig(Strict):
     """CPU threads of torch. null: leave them as they are."""
 
 
+def _letters_move_with_the_choices(task: TaskConfig | None, rewards: RewardsConfig) -> None:
+    """Refuse letters that `task.shuffle` leaves where they are: only the column `answer` is known to name a choice."""
+    if not isinstance(task, ChoiceTask) or not task.shuffle:
+        return
+    for name, functions in (("functions", rewards.functions), ("gold", rewards.gold)):
+        for function in functions:
+            if isinstance(function, ChoiceReward) and function.column != "answer":
+                raise ValueError(
+                    f"task.shuffle moves the letter in column 'answer' along with the choices, but not those in {function.column!r}, which "
+                    f"rewards.{name} of type choice reads; set task.shuffle: false, or shuffle the choices in the file"
+                )
+
+
 class Config(Strict):
     """One training run. `model`, `task` and `rewards.functions` may be left out only in Python, where
     `vrpo.Trainer` is given a model, a data set and reward functions instead."""
@@ -156,6 +169,11 @@ class Config(Strict):
                 raise ValueError(
                     f"{large}={b} is not a multiple of {small}={a}; use {small}={divisor}, or {large}={-(-b // a) * a}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _letters_move_along(self) -> "Config":
+        _letters_move_with_the_choices(self.task, self.rewards)
         return self
 
     @model_validator(mode="after")
@@ -341,3 +359,8 @@ class SftConfig(Strict):
     """Root of the order of the examples and of the evaluations' draws."""
     threads: int | None = Field(None, ge=1, le=MOST_THREADS)
     """CPU threads of torch. null: leave them as they are."""
+
+    @model_validator(mode="after")
+    def _letters_move_along(self) -> "SftConfig":
+        _letters_move_with_the_choices(self.task, self.rewards)
+        return self

@@ -90,7 +90,8 @@ class ChoiceTask(DataTask):
     template: str = "{question}\n{options}\nAnswer with the letter of the right choice.\nAnswer:"
     """The prompt, as a Python format string; {options} is one line `A. text` per choice."""
     shuffle: bool = False
-    """Permute the choices of each row by a hash of its id, so that a fixed letter is worth nothing."""
+    """Permute the choices of each row by a hash of its id, so that a fixed letter is worth nothing. Letters in other columns than
+    `answer` do not move along."""
 
 
 class RowsTask(DataTask):

@@ -63,6 +63,7 @@ def build_task(config: TaskConfig, tokenizer: Any) -> Task:
         system_prompt=config.system_prompt,
         chat_template_kwargs=config.chat_template_kwargs,
         max_prompt_tokens=config.max_prompt_tokens,
+        holdout=config.holdout if config.eval_data is None and config.eval_split is None else None,
     )
 
 
@@ -104,6 +105,7 @@ def task_from_rows(
         system_prompt=system_prompt,
         chat_template_kwargs=chat_template_kwargs,
         max_prompt_tokens=max_prompt_tokens,
+        holdout=holdout if eval_rows is None else None,
     )
 
 
@@ -141,6 +143,7 @@ def _assemble(
     system_prompt: str | None,
     chat_template_kwargs: Mapping[str, Any] | None,
     max_prompt_tokens: int | None,
+    holdout: float | None,
 ) -> Task:
     def make(row: Row, split: str) -> Prompt:
         prompt, columns = shape(row)
@@ -170,6 +173,9 @@ def _assemble(
         dropped += len(prompts) - len(short)
         kept.append(short)
     note = f", {dropped:,} dropped (more than {max_prompt_tokens} prompt tokens)" if dropped else ""
+    total = len(train) + len(evaluation)
+    if holdout is not None and len(evaluation) > 2 * holdout * total:
+        note += f", which is {len(evaluation):,} of {total:,} rows, more than twice holdout={holdout:g}, which counts distinct questions"
     trained = {prompt.token_ids.tobytes() for prompt in kept[0]}
     if known := sum(prompt.token_ids.tobytes() in trained for prompt in kept[1]):
         note += f", {known:,} of the held-out prompts also in the training rows"

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from string import ascii_uppercase
 from typing import Any
 
+from vrpo.errors import DataError
 from vrpo.rng import stream
-from vrpo.tasks.data import Row
+from vrpo.tasks.data import Row, shown
 from vrpo.tasks.math import fill
 
 REQUIRED = ("question", "choices", "answer")
@@ -15,17 +16,18 @@ def choice_prompt(row: Row, template: str, *, shuffle: bool) -> tuple[str, dict[
     """(prompt, columns) with `choices` a list of texts and `answer` a letter.
 
     Choices come as a list of texts or as ARC's {"text": [...], "label": [...]}. The answer is a label, a
-    letter, or a text "1".."26" counted from 1. With `shuffle` the choices are permuted by a hash of the
-    row's id and the letter moves along.
+    letter, or a text "1".."26" counted from 1; None, no answer, stays None. With `shuffle` the choices are
+    permuted by a hash of the row's id and the letter moves along; letters in other columns do not.
     """
     texts, labels = _choices(row)
-    right = _position(row, labels)
+    right = _position(row, texts, labels) if row.has_answer() else None
     if shuffle:
         order = stream(0, "choices", row.row_id).permutation(len(texts)).tolist()
         texts = [texts[i] for i in order]
-        right = order.index(right)
+        right = None if right is None else order.index(right)
     row.text("question")
-    columns = {**row.values, "choices": texts, "answer": ascii_uppercase[right]}
+    answer = None if right is None else ascii_uppercase[right]
+    columns = {**row.values, "choices": texts, "answer": answer}
     options = "\n".join(f"{letter}. {text}" for letter, text in zip(ascii_uppercase, texts, strict=False))
     return fill(template, row, {**columns, "options": options}), columns
 
@@ -51,7 +53,27 @@ def _choices(row: Row) -> tuple[list[str], list[str]]:
     return list(texts), names
 
 
-def _position(row: Row, labels: list[str]) -> int:
+def _position(row: Row, texts: list[str], labels: list[str]) -> int:
+    """Where the right choice stands.
+
+    Where the row has labels, an answer that is one of them is never taken for a text: ARC's answers are labels.
+    """
+    named = _named(row, labels)
+    answer = row.values["answer"].strip()
+    is_label = answer.upper() in labels
+    equal = [i for i, text in enumerate(texts) if text.strip() == answer]
+    if equal and named not in equal and not (is_label and isinstance(row.values["choices"], Mapping)):
+        letters = f"{labels[named]} or {labels[equal[0]]}"
+        fix = "give choices as {text: [...], label: [...]}" if is_label else f"write {letters}"
+        raise DataError(
+            f"{row.label}: answer {shown(answer)} names choice {labels[named]}, {shown(texts[named])}, and is the text of choice "
+            f"{labels[equal[0]]}, and which is meant cannot be known; {fix}"
+        )
+    return named
+
+
+def _named(row: Row, labels: list[str]) -> int:
+    """The position that the answer names as a label, a letter or a number."""
     answer = row.values.get("answer")
     if isinstance(answer, str):
         name = answer.strip().upper()

@@ -42,16 +42,26 @@ class Row:
     values: Mapping[str, Any]
 
     def text(self, column: str) -> str:
-        """The text in `column`; numbers are written out, anything else is a DataError."""
+        """The text in `column`; numbers are written out, without exponent; anything else is a DataError."""
         value = self.values.get(column)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
                 raise self.error(column, value, f"text or a number of at most {LONGEST_NUMBER} bits")
             if math.isfinite(value):
-                return str(value)
+                text = str(value)
+                # 0.00001 is 1e-05 to Python, which nobody wrote and no answer equals
+                return np.format_float_positional(value, trim="-") if "e" in text else text
         if not isinstance(value, str) or not value.strip():
             raise self.error(column, value, "text")
         return value
+
+    def has_answer(self) -> bool:
+        """Whether column `answer` holds more than null, which is no answer; a row without the column is a DataError."""
+        if "answer" not in self.values:
+            raise DataError(
+                f"{self.label}: no column 'answer'; write null where a row has no answer, or remove the row"
+            )
+        return self.values["answer"] is not None
 
     def error(self, column: str, value: Any, needed: str) -> DataError:
         """The error for a bad cell."""
@@ -84,7 +94,7 @@ def read_rows(source: str, *, subset: str | None = None, split: str = "train") -
 
     Args:
         source: path of a .jsonl, .jsonl.gz, .json, .csv or .parquet file (`~` is the home folder), or a hub
-            name. Cells of a CSV file are text.
+            name. Cells of a CSV file are text, empty ones are None.
         subset: configuration of a hub data set.
         split: split of a hub data set.
 
@@ -164,7 +174,8 @@ def _csv_rows(path: Path) -> list[dict[str, Any]]:
                 raise DataError(
                     f"{path} line {reader.line_num}: fewer cells than the header has; write a comma for each, also where a cell is empty"
                 )
-            rows.append(row)
+            # a cell of CSV can say null in no other way, and pandas and `datasets` read it so
+            rows.append({name: cell or None for name, cell in row.items()})
     return rows
 
 
@@ -269,9 +280,20 @@ def name_rows(rows: Any, *, columns: Mapping[str, str], required: Sequence[str],
                 f"{source}: no column {name!r}, there is {_names(existing)}; rename the one that is "
                 f"meant, or say which it is with task.columns: {{{ours}: <name>}} (in a file)"
             )
+        if ours not in columns and ours in theirs:
+            taker = next(new for new, old in columns.items() if old == ours)
+            raise DataError(
+                f"{source}: task.columns: {{{taker}: {ours}}} renames column {ours!r}, which the task needs under that name; remove "
+                f"that entry, or add which column is {ours!r}: {{{ours}: <name>}}"
+            )
     values = [
-        {key: _plain(value) for key, value in row.items() if key not in theirs}
-        | {ours: _plain(row.get(name)) for ours, name in columns.items()}
+        # a row without the renamed column lacks it under the new name too, whatever else stood there
+        {
+            key: _plain(value)
+            for key, value in row.items()
+            if key not in theirs and columns.get(key, key) in row
+        }
+        | {ours: _plain(row[name]) for ours, name in columns.items() if name in row}
         for row in rows
     ]
     ids = [row.get("id") for row in values]

@@ -20,7 +20,8 @@ def encode(
 ) -> np.ndarray:
     """Token ids [P] int64 of one prompt, special tokens and the opening of the answer's turn included.
 
-    Text is tokenised as it is, or with `chat` wrapped as one user message. Messages always need a chat
+    Text is tokenised as it is, or with `chat` wrapped as one user message. Text that begins with the BOS token
+    has its special tokens already, as a chat template writes them, and gets no more. Messages always need a chat
     template. `system_prompt` becomes the first message unless the messages bring their own.
 
     Args:
@@ -44,7 +45,9 @@ def encode(
                 raise DataError(
                     f"{name} needs a chat prompt, but chat is off; set chat to true (task.chat in a file) or remove {name}"
                 )
-        ids = tokenizer(prompt, verbose=False)["input_ids"]
+        bos = tokenizer.bos_token
+        rendered = bool(bos) and prompt.startswith(bos)
+        ids = tokenizer(prompt, add_special_tokens=not rendered, verbose=False)["input_ids"]
         if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
             raise DataError(
                 f"the tokenizer ends the prompt with {tokenizer.eos_token!r}, after which there is nothing to say; set add_eos_token: false "

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from datetime import date, time
 from decimal import Decimal
 from functools import lru_cache
@@ -104,6 +105,18 @@ class Task:
         lacking = [prompt for prompt in checked if column not in prompt.columns]
         return lacking[0].prompt_id, len(lacking), len(checked), sorted(lacking[0].columns)
 
+    def first_with(self, columns: Collection[str]) -> tuple[str, str] | None:
+        """The first checked prompt that has one of these columns, and that column; None where no prompt has one."""
+        return next(
+            (
+                (prompt.prompt_id, name)
+                for prompt in self._checked()
+                for name in columns
+                if name in prompt.columns
+            ),
+            None,
+        )
+
     def draw(self, *, seed: int, step: int, count: int) -> list[Prompt]:
         """Positions step * count .. step * count + count - 1 of the training stream of `seed`."""
         prompts = []
@@ -126,7 +139,7 @@ class Task:
         return self._first(self._train, self._check_first)
 
     def answers(self, column: str) -> tuple[Any, ...]:
-        """Distinct values of `column` among the first training prompts: where wrong labels come from."""
+        """Distinct values of `column` among the first training prompts, without null: where wrong labels come from."""
         values: dict[str, Any] = {}
         for prompt in islice(self.train_prompts(), MAX_ANSWERS):
             if column not in prompt.columns:
@@ -134,7 +147,15 @@ class Task:
                     f"prompt {prompt.prompt_id} has no column {column!r}; it has {sorted(prompt.columns)}, "
                     "name one of these"
                 )
-            values.setdefault(repr(prompt.columns[column]), prompt.columns[column])
+            value = prompt.columns[column]
+            # null, also as a column of numbers with a gap has it, is no answer and so no wrong one
+            if value is not None and not (isinstance(value, float) and math.isnan(value)):
+                values.setdefault(repr(value), value)
+        if not values:
+            raise DataError(
+                f"column {column!r} is null in all of the first {min(self.train_size, MAX_ANSWERS):,} training rows, there is no answer to "
+                "take; name another column"
+            )
         return tuple(values.values())
 
     def check_context(

@@ -3,6 +3,7 @@
 from vrpo.errors import DataError
 from vrpo.models import Policy
 from vrpo.rewards import RewardPipeline
+from vrpo.rewards.user import PROVIDED
 from vrpo.tasks import Task
 
 NOT_PASSED = "is not passed here; take the parameter out, or give it a default"
@@ -17,13 +18,19 @@ NO_COLUMNS = {
 
 
 def check_fit(task: Task, policy: Policy, rewards: RewardPipeline, *, max_completion_length: int) -> None:
-    """Prompts and responses fit the context, and the rows have the columns the rewards read.
+    """Prompts and responses fit the context, and the rows have the columns the rewards read, and none of an argument's name.
 
     Raises:
         DataError: the first thing that does not fit.
     """
     if policy.context_length is not None:
         task.check_context(policy.context_length, max_completion_length)
+    if (clash := task.first_with(PROVIDED)) is not None:
+        row, column = clash
+        raise DataError(
+            f"row {row} has a column {column!r}, which is an argument of every reward function; rename it (task.columns: "
+            f"{{<name>: {column}}} in a file)"
+        )
     needs = rewards.columns
     lacking = sorted(needs.keys() - task.columns)
     if lacking:
