@@ -17,7 +17,7 @@ quickstart-short: $(VENV)/.run    ## the same wiring in a few steps, for CI
 	$(BIN)/vrpo study recipes/quickstart --out runs/quickstart-short \
 	  --set train.steps=14 --set train.eval_every=7 --set train.eval_prompts=64
 
-study: $(VENV)/.run               ## the README's table: 512 runs, thirteen to fifteen hours on two cores; goes on where it stopped
+study: $(VENV)/.run               ## the README's table: 512 runs, thirteen to fifteen hours on two cores; goes on where it stopped (its figure of these: docs/guides/studies.md)
 	$(BIN)/vrpo study recipes/arith_cpu/length_bias.yaml --out runs/length_study
 	$(BIN)/vrpo study recipes/minus_cpu --out runs/minus_study
 	$(BIN)/vrpo study recipes/arith_cpu/phrase_bias.yaml --out runs/phrase_study
@@ -34,7 +34,7 @@ study: $(VENV)/.run               ## the README's table: 512 runs, thirteen to f
 	$(BIN)/vrpo study recipes/science_cpu/clean_denoiser.yaml --out runs/science_clean_denoiser_study
 	$(BIN)/vrpo study recipes/arith_cpu/hard_noise.yaml --out runs/hard_noise_study
 
-figures: $(VENV)/.run             ## the two figures of all noise kinds, drawn again from the numbers kept beside the recipes
+figures: $(VENV)/.run             ## seconds: figures of several studies, drawn again from the records kept beside the recipes
 	$(BIN)/python -m vrpo.study.redraw noise docs/figures/results.png recipes/arith_cpu/length_bias.json \
 	  recipes/minus_cpu/expected.json recipes/arith_cpu/phrase_bias.json recipes/arith_cpu/flips.json \
 	  recipes/minus_cpu/flips.json recipes/science_cpu/expected.json recipes/arith_cpu/hard_noise.json

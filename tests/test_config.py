@@ -21,6 +21,7 @@ from vrpo.study.config import read_study
 from vrpo.train.batch_plan import batch_plan
 from vrpo.train.catalogue import catalogue_page
 from vrpo.train.notes import notes
+from vrpo.train.preflight import check_files
 
 ROOT = Path(__file__).parent.parent
 BASE = {
@@ -374,6 +375,14 @@ def test_a_reward_file_may_lie_in_the_home_folder(monkeypatch):
     function = FunctionReward(file="~/judge.py", name="judge")
     assert function.file == "/home/someone/judge.py"
     assert FunctionReward(file="judge.py", name="judge").file == "judge.py"
+
+
+def test_the_home_of_nobody_is_a_file_that_is_not_there():
+    data = BASE | {
+        "rewards": {"functions": [{"type": "function", "file": "~nobody-here/judge.py", "name": "judge"}]}
+    }
+    with pytest.raises(ConfigError, match=r"^reward file '~nobody-here/judge\.py' does not exist"):
+        check_files(build(Config, data))
 
 
 @pytest.mark.parametrize(

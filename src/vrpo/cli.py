@@ -122,6 +122,8 @@ def eval_command(  # noqa: PLR0917 (typer reads the options off the parameters)
     from vrpo.train.files import check_output_file
     from vrpo.train.target import open_target, write_completions
 
+    if not target:  # such as of a variable that is not set
+        raise ConfigError('RUN|MODEL is ""; give a run folder, or a model folder or hub name')
     if completions is not None:
         check_output_file("--completions", completions)
     opened = open_target(target, config_path=config, overrides=set_ or [], step=checkpoint, denoiser=denoiser)
@@ -345,7 +347,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         status = app(args=arguments, standalone_mode=False)
     except USAGE_ERROR as error:
-        _fail(f"{error.format_message()}; `vrpo --help` lists what there is", 2)
+        _fail(f"{error.format_message().removesuffix('.')}; `vrpo --help` lists what there is", 2)
     except typer.Abort:
         _fail("interrupted", 130)
     except INPUT_ERRORS as error:

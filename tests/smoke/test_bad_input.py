@@ -140,6 +140,23 @@ def test_completions_that_can_be_no_file_are_refused_before_the_evaluation(capsy
     assert "give a file" in refused(capsys, "eval", "vrpo:tiny", "--completions", where)
 
 
+def test_no_name_is_no_model_to_evaluate(capsys, tmp_path):
+    error = refused(capsys, "eval", "", "--config", write(tmp_path / "c.yaml"))
+    assert 'RUN|MODEL is ""; give a run folder' in error and "processing_class" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "Missing command;"),
+        (("foo",), "No such command 'foo';"),
+        (("train",), "Missing argument 'CONFIG';"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(capsys, words, said):
+    assert f"{said} `vrpo --help` lists what there is" in refused(capsys, *words)
+
+
 def test_another_model_is_not_evaluated_by_a_setting(tmp_path):
     config = Path(write(tmp_path / "c.yaml"))
     with pytest.raises(ConfigError, match=r"model\.path=vrpo:minus would not be evaluated, vrpo:tiny is"):

@@ -78,6 +78,32 @@ def test_the_command(tmp_path, capsys):
         assert said in told and told.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ("arith_cpu/tuning.json", "has a row without 'seeds'; give records"),
+        ("chain_cpu/tuning.json", "has a row without 'noise' and 'seeds'; give records"),
+        (
+            "quickstart/expected.json",
+            "says that it is of 'make quickstart', which is no `vrpo study STUDY`; give",
+        ),
+    ],
+)
+def test_numbers_written_by_hand_are_no_record_and_told_what_they_lack(record, said, tmp_path, capsys):
+    assert run(["noise", str(tmp_path / "x.png"), f"recipes/{record}"]) == 2
+    assert f"recipes/{record} {said}" in capsys.readouterr().err
+
+
+def test_accuracies_without_seeds_are_no_record(tmp_path):
+    kept = json.loads(RATES[0].read_text(encoding="utf-8"))
+    kept["rows"][0]["final_greedy"] = 0.5
+    (tmp_path / "bare.json").write_text(json.dumps(kept), encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match=r"bare\.json has a row whose 'final_greedy' is no estimate over seeds"
+    ):
+        read_record(tmp_path / "bare.json")
+
+
 def test_a_record_of_an_unfinished_study_is_drawn_without_what_it_lacks(tmp_path):
     kept = json.loads(RATES[0].read_text(encoding="utf-8"))
     kept["rows"] = [row for row in kept["rows"] if row["noise"] != "40 % flipped"]

@@ -1,6 +1,6 @@
 """`rewards:` the functions that judge a completion, and the noise put on their verdict."""
 
-from pathlib import Path
+import os
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -98,7 +98,7 @@ class FunctionReward(FunctionCallConfig):
     @field_validator("file")
     @classmethod
     def _of_home(cls, file: str) -> str:
-        return str(Path(file).expanduser()) if file.startswith("~") else file
+        return os.path.expanduser(file)  # not `Path.expanduser`, which raises for the home of nobody
 
 
 class HttpReward(Strict):

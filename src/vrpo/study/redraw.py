@@ -33,9 +33,13 @@ def read_record(path: Path) -> tuple[list[Cell], list[Row]]:
     """
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
+        if lacking := _lacking(kept):
+            raise ConfigError(f"{path} {lacking}; give records of `vrpo study --record FILE`")
         words = shlex.split(kept["command"])
         study, overrides = Path(words[2]), _overrides(words[3:])
         rows = [_row(row) for row in kept["rows"]]
+    except ConfigError:  # which is a ValueError too
+        raise
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: {error!r}; give records of `vrpo study --record FILE`") from error
     _, cells = read_study(study, overrides)
@@ -47,6 +51,19 @@ def read_record(path: Path) -> tuple[list[Cell], list[Row]]:
             )
     # a record may be of the cells that were finished
     return [cell for cell in cells if cell.noise in {row.noise for row in rows}], rows
+
+
+def _lacking(kept: Mapping[str, Any]) -> str | None:
+    """What a file of numbers lacks to be a study's record, such as one that was written by hand; None: nothing that is known here."""
+    command = kept.get("command")
+    if not isinstance(command, str) or shlex.split(command)[:2] != ["vrpo", "study"]:
+        return f"says that it is of {command!r:.60}, which is no `vrpo study STUDY`"
+    for row in kept["rows"]:
+        if absent := [name for name in ("method", "noise", "seeds") if name not in row]:
+            return f"has a row without {' and '.join(map(repr, absent))}"
+        if not isinstance(row.get("final_greedy"), dict):
+            return "has a row whose 'final_greedy' is no estimate over seeds"
+    return None
 
 
 def _overrides(words: Sequence[str]) -> list[str]:
