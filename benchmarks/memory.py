@@ -3,7 +3,7 @@
     python -m benchmarks.memory --model models/SmolLM2-135M-Instruct
 
 VRPO with a critic of its own and a reference (kl_coef .01) on 64 x (32 + 480) tokens, micro-batches of 1,024 tokens, fp32, one
-thread. No token ends a response, so that all have full length. About a quarter of an hour on one core.
+thread. No token ends a response, so that all have full length. About twenty minutes on one core.
 """
 
 import argparse
