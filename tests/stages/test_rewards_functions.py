@@ -281,6 +281,7 @@ WRONG = [
     ("12 000", r"\boxed{0}"), ("no", r"\boxed{on}"), ("listen", r"\boxed{silent}"), ("2024-01-05", r"\boxed{2018}"),
     ("18 eggs", r"\boxed{19}"), ("18", r"\boxed{19 eggs}"), ("1e-05", r"\boxed{1}"), ("2xy", r"\boxed{2}"), ("2 x/y", r"\boxed{2}"),
     ("3 sin x", r"\boxed{3}"), ("no", "I have no idea"), ("2 hours 30 minutes", r"\boxed{30}"), ("18 eggs", "eggs {"),
+    ("1", r"both \boxed{-2} and \boxed{1}"), (r"\text{M}_1", r"\boxed{\text{m}_2}"),
 ]  # fmt: skip
 
 

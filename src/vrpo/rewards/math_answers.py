@@ -58,11 +58,12 @@ def is_same_answer(reference: str, completion: str) -> bool:
 
     try:
         found = _parse(completion)
-        written = [_plain(text) for text in (*found, _last_box(completion)) if isinstance(text, str)]
+        written = [_plain(text) for text in found if isinstance(text, str)]
+        words = _plain(reference).casefold()
+        if _is_words(words):
+            return words in {text.casefold() for text in (*written, _plain(_last_box(completion)))}
         if _plain(reference) in written:
             return True
-        if _is_words(_plain(reference)):
-            return False
         gold = _parse_reference(reference)
         without_unit = [number for text in written if (number := _quantity(text))]
         for answer in (found, *map(_parse_boxed, without_unit)):
@@ -112,21 +113,21 @@ def _parse_boxed(text: str) -> list[Any]:
     return _parse(f"\\boxed{{{text}}}")
 
 
-def _last_box(completion: str) -> str | None:
-    """What the last \\boxed{} holds, as it is written; `math-verify` gives less of some words."""
+def _last_box(completion: str) -> str:
+    """What the last \\boxed{} holds, as it is written; `math-verify` gives less of some words. No box holds nothing."""
     _, box, rest = completion.rpartition("\\boxed{")
     depth = 1
     for end, character in enumerate(rest if box else ""):
         depth += {"{": 1, "}": -1}.get(character, 0)
         if depth == 0:
             return rest[:end]
-    return None
+    return ""
 
 
 def _plain(text: str) -> str:
-    """Text without its \\text{}, in one case, spaces single."""
+    """Text without its \\text{}, spaces single."""
     inside = re.sub(r"\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}", r" \1 ", text)
-    return " ".join(inside.casefold().split()).rstrip(".")
+    return " ".join(inside.split()).rstrip(".")
 
 
 def _is_words(plain: str) -> bool:
